@@ -1,0 +1,1 @@
+"""Bytes to kernel objects and back: shards, extxyz, configurations, worker messages. No AiiDA."""

@@ -1,0 +1,1 @@
+"""Physics and numerics: arrays in, frozen dataclasses out. No AiiDA, no torch."""

@@ -1,0 +1,1 @@
+"""The workflows: they decide what runs next, they compute nothing and create no data."""
