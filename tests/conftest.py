@@ -1,0 +1,171 @@
+"""Fixtures: a temporary AiiDA profile (SQLite in WAL mode, ZeroMQ broker), a computer, the real codes, real data.
+
+Every test that needs AiiDA asks for ``aiida_profile`` directly or through another fixture; kernel tests do not.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# AiiDA makes its configuration folder on import: here, never the user's own.
+_AIIDA_PATH = Path(tempfile.mkdtemp(prefix="aiida-mlip-tests-"))
+(_AIIDA_PATH / ".aiida").mkdir()
+os.environ["AIIDA_PATH"] = str(_AIIDA_PATH)
+atexit.register(shutil.rmtree, _AIIDA_PATH, ignore_errors=True)
+
+pytest_plugins = ["aiida.tools.pytest_fixtures"]
+
+#: Real DFT data beside the repository; another place through the environment.
+DATA_DIR = Path(os.environ.get("AIIDA_MLIP_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+BIN = Path(sys.executable).parent
+MPIRUN = "/usr/bin/mpirun.openmpi"
+PSEUDO_FAMILY = "debian-lda"
+PSEUDOS = ["Si.pz-vbc.UPF"]
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the reference data (``mlearn/`` inside)."""
+    if not (DATA_DIR / "mlearn").is_dir():
+        pytest.fail(f"reference data not found in {DATA_DIR}; set AIIDA_MLIP_TEST_DATA")
+    return DATA_DIR
+
+
+@pytest.fixture(scope="session", autouse=True)
+def aiida_profile(aiida_config, aiida_profile_factory):
+    """Temporary profile with the embedded broker, so that a daemon can run as well; SQLite in WAL mode."""
+    with aiida_profile_factory(aiida_config, broker_backend="core.zeromq") as profile:
+        database = Path(profile.storage_config["filepath"]) / "database.sqlite"
+        with sqlite3.connect(database) as connection:
+            connection.execute("PRAGMA journal_mode=WAL")
+        connection.close()
+        profile.set_option("runner.poll.interval", 0)
+        aiida_config.update_profile(profile)
+        aiida_config.store()
+        yield profile
+
+
+@pytest.fixture
+def localhost(aiida_profile, tmp_path_factory):
+    """This machine as an AiiDA computer: no login shell, the launcher that matches Debian's pw.x, polled at once."""
+    from aiida import orm
+    from aiida.common.exceptions import NotExistent
+
+    try:
+        return orm.load_computer("localhost")
+    except NotExistent:
+        pass
+    computer = orm.Computer(
+        label="localhost",
+        hostname="localhost",
+        transport_type="core.local",
+        scheduler_type="core.direct",
+        workdir=str(tmp_path_factory.mktemp("work")),
+    )
+    computer.set_mpirun_command([MPIRUN, "-np", "{tot_num_mpiprocs}"])
+    computer.set_default_mpiprocs_per_machine(1)
+    computer.set_minimum_job_poll_interval(0)
+    computer.set_prepend_text(
+        "export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
+        "OMPI_MCA_rmaps_base_oversubscribe=1"
+    )
+    computer.store()
+    computer.configure(safe_interval=0, use_login_shell=False)
+    return computer
+
+
+def _code(localhost, label: str, executable: str | Path, plugin: str):
+    from aiida import orm
+    from aiida.common.exceptions import NotExistent
+
+    try:
+        return orm.load_code(f"{label}@localhost")
+    except NotExistent:
+        pass
+    path = shutil.which(str(executable))
+    if path is None:
+        pytest.fail(f"{executable} not found: see README, `make env` installs it")
+    return orm.InstalledCode(
+        label=label,
+        computer=localhost,
+        filepath_executable=path,
+        default_calc_job_plugin=plugin,
+        with_mpi=False,
+    ).store()
+
+
+@pytest.fixture
+def pw_code(localhost):
+    """pw.x of Quantum ESPRESSO."""
+    return _code(localhost, "pw", "pw.x", "quantumespresso.pw")
+
+
+@pytest.fixture
+def train_code(localhost):
+    """The nequip-train program of this environment."""
+    return _code(localhost, "nequip-train", BIN / "nequip-train", "aiida_mlip.nequip_train")
+
+
+@pytest.fixture
+def label_code(localhost):
+    """The aiida-mlip-label worker of this environment."""
+    return _code(localhost, "aiida-mlip-label", BIN / "aiida-mlip-label", "aiida_mlip.ase_label")
+
+
+@pytest.fixture
+def evaluate_code(localhost):
+    """The aiida-mlip-evaluate worker of this environment."""
+    return _code(localhost, "aiida-mlip-evaluate", BIN / "aiida-mlip-evaluate", "aiida_mlip.evaluate")
+
+
+def debian_pseudo_folder() -> Path:
+    """Folder of the pseudopotentials that come with Debian's quantum-espresso-data."""
+    listing = subprocess.run(["dpkg", "-L", "quantum-espresso-data"], capture_output=True, text=True, check=False)
+    for line in listing.stdout.splitlines():
+        if line.endswith("Si.pz-vbc.UPF"):
+            return Path(line).parent
+    pytest.fail("the pseudopotentials of quantum-espresso-data are not installed: apt-get install quantum-espresso-data")
+
+
+@pytest.fixture
+def pseudo_family(aiida_profile, tmp_path) -> str:
+    """Label of a pseudopotential family with Debian's LDA silicon."""
+    from aiida import orm
+    from aiida_pseudo.data.pseudo.upf import UpfData
+    from aiida_pseudo.groups.family import PseudoPotentialFamily
+
+    if not orm.QueryBuilder().append(PseudoPotentialFamily, filters={"label": PSEUDO_FAMILY}).count():
+        folder = tmp_path / "pseudos"
+        folder.mkdir()
+        for name in PSEUDOS:
+            shutil.copy(debian_pseudo_folder() / name, folder)
+        PseudoPotentialFamily.create_from_folder(folder, PSEUDO_FAMILY, pseudo_type=UpfData)
+    return PSEUDO_FAMILY
+
+
+@pytest.fixture
+def si8():
+    """One conventional cell of diamond silicon at the LDA lattice constant (Frames of one row)."""
+    from ase.build import bulk
+
+    from aiida_mlip.kernel.frames import from_ase
+
+    return from_ase([bulk("Si", cubic=True, a=5.40)])
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Seeded random numbers."""
+    return np.random.default_rng(20261121)
