@@ -1,0 +1,63 @@
+# Each target sets itself up: own virtual environment (.venv), pinned packages, Quantum ESPRESSO through apt where that
+# is permitted. Nothing touches the user's own AiiDA configuration.
+#
+#   make demo     the main job on silicon: DFT labels, a trained potential, its errors; a second run labels nothing
+#   make test     the test suite, real pw.x, nequip-train and daemon included
+#   make check    lint, format, types, layers, dependencies, spelling: what CI runs
+#   make env      only the environment
+#   make bench    the benchmarks, results into docs/benchmarks.md
+#   make clean    removes .venv, .demo and the caches
+#
+# Variables: PYTHON (an interpreter >= 3.11), VENV.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+DEMO := $(CURDIR)/.demo
+PSEUDOS ?= /usr/share/espresso/pseudo
+
+export PYTHON VENV
+export PATH := $(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test check env bench clean system
+
+demo: env
+	@mkdir -p $(DEMO)/aiida
+	@AIIDA_PATH=$(DEMO)/aiida aiida-mlip -p demo setup --workdir $(DEMO)/work \
+	    --pseudos $(PSEUDOS) --select Si.pz-vbc.UPF --family debian-lda
+	@AIIDA_PATH=$(DEMO)/aiida verdi -p demo run examples/silicon.py
+
+test: env
+	pytest
+
+check: $(VENV)/.installed
+	ruff check
+	ruff format --check
+	mypy
+	lint-imports
+	deptry .
+	codespell
+
+# apt and the Python packages in parallel; where ensurepip is missing, python3-venv has to come first.
+env:
+	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; \
+	then $(MAKE) --no-print-directory -s -j2 system $(VENV)/.installed; \
+	else $(MAKE) --no-print-directory -s system && $(MAKE) --no-print-directory -s $(VENV)/.installed; fi
+
+system:
+	@scripts/install-system.sh
+
+$(VENV)/.installed: pyproject.toml constraints.txt scripts/install-python.sh
+	@echo "environment: $(VENV)"
+	@scripts/install-python.sh
+	@touch $@
+
+bench: env
+	pytest benchmarks --benchmark-enable --benchmark-only
+
+clean:
+	@if [ -d $(DEMO)/aiida/.aiida ] && [ -x $(BIN)/verdi ]; then AIIDA_PATH=$(DEMO)/aiida verdi -p demo daemon stop || true; fi
+	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

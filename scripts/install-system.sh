@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Quantum ESPRESSO (pw.x and its pseudopotentials), OpenBLAS and python3-venv, through apt where that is permitted.
+# Where it is not, one line says what to install. Exit status 0: everything is there.
+set -euo pipefail
+
+packages=()
+command -v pw.x >/dev/null || packages+=(quantum-espresso)
+compgen -G '/usr/share/espresso/pseudo/Si.pz-vbc.UPF' >/dev/null || packages+=(quantum-espresso-data)
+# The reference BLAS that quantum-espresso pulls in by itself makes pw.x several times slower.
+compgen -G '/usr/lib/*/openblas-pthread/libblas.so.3' >/dev/null || packages+=(libopenblas0-pthread)
+command -v mpirun.openmpi >/dev/null || packages+=(openmpi-bin)
+"${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
+[ ${#packages[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" -eq 0 ]; then
+    root=()
+elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then
+    root=(sudo -n)
+else
+    echo "Not permitted to install packages. Please run: sudo apt-get install ${packages[*]}" >&2
+    exit 1
+fi
+if ! command -v apt-get >/dev/null; then
+    echo "No apt-get on this machine. Please install what Debian calls: ${packages[*]}" >&2
+    exit 1
+fi
+
+echo "apt-get install ${packages[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt=("${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300)
+"${apt[@]}" update
+"${apt[@]}" install -y --no-install-recommends "${packages[@]}" >/dev/null
