@@ -136,7 +136,9 @@ def debian_pseudo_folder() -> Path:
     for line in listing.stdout.splitlines():
         if line.endswith("Si.pz-vbc.UPF"):
             return Path(line).parent
-    pytest.fail("the pseudopotentials of quantum-espresso-data are not installed: apt-get install quantum-espresso-data")
+    pytest.fail(
+        "the pseudopotentials of quantum-espresso-data are not installed: apt-get install quantum-espresso-data"
+    )
 
 
 @pytest.fixture

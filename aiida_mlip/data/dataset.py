@@ -263,7 +263,9 @@ class DatasetData(orm.Data):
             if fidelity is not None:
                 keep &= frames.fidelity == (frames.fidelities.index(fidelity) if fidelity in frames.fidelities else -2)
             if generator is not None:
-                keep &= frames.generator == (frames.generators.index(generator) if generator in frames.generators else -2)
+                keep &= frames.generator == (
+                    frames.generators.index(generator) if generator in frames.generators else -2
+                )
             if labelled is not None:
                 keep &= frames.labelled == labelled
             parts.append(frames.take(keep))

@@ -57,9 +57,7 @@ def read_shard(stream: IO[bytes], *, source: str = "shard") -> Frames:
         if name not in columns:
             columns[name] = np.full((n if name in ROW_COLUMNS else a, *shape), absent, dtype=dtype)
     try:
-        return Frames(
-            **columns, fidelities=tuple(header["fidelities"]), generators=tuple(header["generators"])
-        )
+        return Frames(**columns, fidelities=tuple(header["fidelities"]), generators=tuple(header["generators"]))
     except (TypeError, ValueError, KeyError) as error:
         raise FileFormatError(f"{source}: {error}") from error
 
