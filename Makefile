@@ -24,7 +24,7 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo test check env bench clean system
 
 demo: env
-	@mkdir -p $(DEMO)/aiida
+	@mkdir -p $(DEMO)/aiida/.aiida
 	@AIIDA_PATH=$(DEMO)/aiida aiida-mlip -p demo setup --workdir $(DEMO)/work \
 	    --pseudos $(PSEUDOS) --select Si.pz-vbc.UPF --family debian-lda
 	@AIIDA_PATH=$(DEMO)/aiida verdi -p demo run examples/silicon.py

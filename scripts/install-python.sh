@@ -18,7 +18,7 @@ if sys.version_info < (3, 11):
 PY
 
 pin() { grep -E "^$1==" constraints.txt; }
-pip() { "$venv/bin/python" -m pip install -q --disable-pip-version-check --no-compile "$@"; }
+pip() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-compile "$@"; }
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip "$(pin uv)"
