@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 # AiiDA makes its configuration folder on import: here, never the user's own.
 _AIIDA_PATH = Path(tempfile.mkdtemp(prefix="aiida-mlip-tests-"))
@@ -33,6 +34,10 @@ PSEUDO_FAMILY = "debian-lda"
 PSEUDOS = ["Si.pz-vbc.UPF"]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Machines that run this are shared and slow at times: how long an example takes is no property under test.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
 
 
 @pytest.fixture(scope="session")

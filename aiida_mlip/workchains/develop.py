@@ -12,7 +12,6 @@ from aiida.engine import ExitCode, ToContext, WorkChain, if_
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.kernel.targets import unmet_targets
 from aiida_mlip.protocols.model import validate_spec
 from aiida_mlip.protocols.targets import Targets
 from aiida_mlip.workchains.generate import GenerateWorkChain
