@@ -10,6 +10,7 @@ from ase.data import atomic_numbers, chemical_symbols, covalent_radii
 from matscipy.neighbours import neighbour_list
 
 from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.kernel.cells import boxed
 from aiida_mlip.kernel.frames import Frames
 
 #: Fraction of the sum of covalent radii (doi:10.1039/b801115j) below which two atoms overlap, unless told otherwise.
@@ -66,10 +67,12 @@ def closest_pair(
     """
     species = np.unique(numbers)
     cutoff = reach * float(limits[np.ix_(species, species)].max())
+    # the box only serves the neighbour search, which wants a cell with volume
+    moved, box = boxed(positions, cell, pbc, padding=1.0)
     i, j, d = neighbour_list(
         "ijd",
-        positions=positions,
-        cell=_full_cell(positions, cell, pbc, cutoff),
+        positions=moved,
+        cell=box,
         pbc=np.asarray(pbc, dtype=bool),
         numbers=np.asarray(numbers, dtype=np.int32),
         cutoff=cutoff,
@@ -108,24 +111,6 @@ def geometry(frames: Frames, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     """(numbers, positions, cell, pbc) of a row."""
     part = frames.atom_slice(row)
     return frames.numbers[part], frames.positions[part], frames.cell[row], frames.pbc[row]
-
-
-def _full_cell(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: float) -> np.ndarray:
-    """Cell with vectors along non-periodic directions that hold the atoms and a margin (needed by the cell lists)."""
-    if abs(np.linalg.det(cell)) > 1e-9:
-        return cell
-    if (np.linalg.norm(cell, axis=1)[np.asarray(pbc, dtype=bool)] < 1e-9).any():
-        raise InvalidInputError("a periodic direction without a lattice vector")
-    from ase.geometry import complete_cell
-
-    full = np.where(np.asarray(pbc, dtype=bool)[:, None], cell, 0.0)
-    if not full.any():
-        return np.diag(np.ptp(positions, axis=0) + 2 * cutoff + 1.0)
-    full = complete_cell(full)
-    extent = float(np.ptp(positions, axis=0).max()) + 2 * cutoff + 1.0
-    free = ~np.asarray(pbc, dtype=bool)
-    full[free] *= (2.0 * extent / np.linalg.norm(full[free], axis=1))[:, None]
-    return np.asarray(full)
 
 
 def _positive(value: float, where: str) -> float:

@@ -39,7 +39,8 @@ class RandomStructure:
 
     :param composition: formula of the cell's content, e.g. ``Si8`` or ``Na4Cl4``; or a list, taken in turn.
     :param count: structures made, all compositions together.
-    :param volume_ang3_per_atom: window of the volume (Å³ per atom), stratified; None: 0.8 to 1.4 times that of the elements' crystals.
+    :param volume_ang3_per_atom: window of the volume (Å³ per atom), stratified; None: 0.8 to 1.4 times that of the
+        elements' crystals.
     :param max_aspect: largest ratio of two cell lengths.
     :param min_distance_ang: see :func:`~aiida_mlip.kernel.distances.pair_limits`.
     :param max_attempts: cells tried for one structure before giving up.
@@ -101,7 +102,7 @@ def volume_window(numbers: np.ndarray, given: tuple[float, float] | None) -> tup
 
 
 def crystal_volume(number: int) -> float:
-    """Volume (Å³ per atom) of an element's crystal as ASE tabulates it, else twice its sphere of covalent radius.
+    """Volume (Å³ per atom) of an element's crystal as ASE tabulates it, else four times its sphere of covalent radius.
 
     >>> round(crystal_volume(14), 1)
     20.0
@@ -109,7 +110,7 @@ def crystal_volume(number: int) -> float:
     state = reference_states[number] or {}
     fraction = _CELL_FRACTION.get(state.get("symmetry", ""))
     if fraction is None:
-        return float(2.0 * 4.0 / 3.0 * np.pi * covalent_radii[number] ** 3)
+        return float(4.0 * 4.0 / 3.0 * np.pi * covalent_radii[number] ** 3)
     return float(fraction * state["a"] ** 3 * state.get("c/a", 1.0))
 
 
