@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from aiida import orm
 from aiida.common.exceptions import ValidationError
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError, SpeciesError
+from aiida_mlip.io.arrays import write_npz
 from aiida_mlip.io.model_package import ModelPackage, read_package, sha256_of
 
 UNITS: Final[dict[str, str]] = {
@@ -85,7 +85,7 @@ class PotentialData(orm.Data):
         if engine not in ENGINES:
             raise InvalidInputError(f"{name}: unknown engine {engine!r}; known are {', '.join(ENGINES)}")
         if statistics:
-            node.base.repository.put_object_from_filelike(io.BytesIO(_npz(statistics)), cls.STATISTICS_NAME)
+            node.base.repository.put_object_from_filelike(io.BytesIO(write_npz(statistics)), cls.STATISTICS_NAME)
         names = list(dict.fromkeys(fidelities))
         for key, table in (("reference_energies", reference_energies), ("energy_shifts", energy_shifts)):
             if names and (unknown := set(table or {}) - set(names)):
@@ -289,14 +289,3 @@ def _cutoff(found: ModelPackage, given: float | None, name: str) -> float:
     if given is not None and found.cutoff_ang is not None and not math.isclose(value, found.cutoff_ang, rel_tol=1e-6):
         raise InvalidInputError(f"{name}: cutoff_ang {value} given, but the package was made with {found.cutoff_ang}")
     return value
-
-
-def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """Deterministic bytes of a ``.npz`` file."""
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(arrays):
-            member = io.BytesIO()
-            np.lib.format.write_array(member, np.ascontiguousarray(arrays[name]), allow_pickle=False)
-            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), member.getvalue())
-    return buffer.getvalue()

@@ -1,0 +1,122 @@
+"""Messages of ``aiida-mlip-evaluate``: request (``input.json``), answer (``output.json``, ``predictions.npz``)."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from aiida_mlip.errors import FileFormatError, InvalidInputError
+from aiida_mlip.io.arrays import write_npz
+from aiida_mlip.kernel.metrics import Predictions
+
+REQUEST: Final[str] = "input.json"
+ANSWER: Final[str] = "output.json"
+PREDICTIONS: Final[str] = "predictions.npz"
+MODEL: Final[str] = "model.nequip.zip"
+SPLIT: Final[str] = "split.npy"
+#: File names of the frames when nothing else is said; one file per shard of a dataset.
+FRAMES: Final[str] = "frames.npz"
+
+#: Why the program could do nothing at all (``reason`` of the answer).
+Reason = Literal["invalid_input", "species_not_covered", "model_not_loaded", "out_of_memory"]
+
+
+class EvaluateRequest(BaseModel):
+    """What to evaluate, and how.
+
+    :param frames: shard files beside the request, in order.
+    :param model: package file beside the request.
+    :param split: ``.npy`` file of one int8 code per frame, see :data:`aiida_mlip.kernel.metrics.PARTS`.
+    :param sha256: expected hash of the package.
+    :param species: chemical symbols that the potential covers, in the order of its types.
+    :param fidelities: levels of theory of the potential, in the order of its index; labels at others are not compared.
+    :param fidelity: the one to predict where a frame is not labelled at one of them.
+    :param energy_shifts: eV per atom to add, by fidelity and symbol.
+    :param device: where to run; ``auto`` takes a GPU when there is one.
+    :param mode: ``eager`` starts at once; ``compiled`` spends a minute on compiling, worth it for many frames.
+    :param atoms_per_batch: atoms evaluated at once: memory against speed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    version: Literal[1] = 1
+    frames: tuple[str, ...] = Field(default=(FRAMES,), min_length=1)
+    model: str = MODEL
+    split: str | None = None
+    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    species: tuple[str, ...] | None = None
+    fidelities: tuple[str, ...] = ()
+    fidelity: str | None = None
+    energy_shifts: dict[str, dict[str, float]] = Field(default_factory=dict)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    mode: Literal["eager", "compiled"] = "eager"
+    atoms_per_batch: int = Field(default=1024, ge=1)
+
+
+def read_request(path: Path) -> EvaluateRequest:
+    """Request of a JSON file.
+
+    :raises FileFormatError: no such file, or not JSON.
+    :raises InvalidInputError: unknown keys or values; names each.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path}: not a readable request ({error})") from error
+    if not isinstance(data, dict):
+        raise InvalidInputError(f"{path}: expected a mapping of keys, got {type(data).__name__}")
+    try:
+        return EvaluateRequest.model_validate(data)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e.get('input')!r}" for e in error.errors()]
+        known = ", ".join(EvaluateRequest.model_fields)
+        raise InvalidInputError(f"{path}: {'; '.join(lines)} (keys: {known})") from error
+
+
+def write_predictions(predictions: Predictions, part: np.ndarray) -> bytes:
+    """Bytes of ``predictions.npz``: the columns of :class:`Predictions` and the part of each frame."""
+    columns = {
+        "energy": predictions.energy.astype("<f8"),
+        "forces": predictions.forces.astype("<f8"),
+        "stress": predictions.stress.astype("<f8"),
+        "failure": predictions.failure.astype("|u1"),
+        "part": np.asarray(part).astype("|i1"),
+    }
+    return write_npz(columns)
+
+
+def read_predictions(path: Path) -> tuple[Predictions, np.ndarray]:
+    """Predictions of a file, and the part of each frame.
+
+    :raises FileFormatError: missing, truncated, or not what :func:`write_predictions` wrote.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            columns = {name: arrays[name] for name in ("energy", "forces", "stress", "failure", "part")}
+        predictions = Predictions(**{name: columns[name] for name in ("energy", "forces", "stress", "failure")})
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, InvalidInputError) as error:
+        raise FileFormatError(f"{path.name}: not readable predictions ({error})") from error
+    part = columns["part"]
+    if part.shape != predictions.energy.shape:
+        raise FileFormatError(f"{path.name}: parts have shape {part.shape}, energies {predictions.energy.shape}")
+    return predictions, part
+
+
+def read_answer(path: Path) -> dict[str, Any]:
+    """Answer of the program.
+
+    :raises FileFormatError: missing, truncated, or not an answer.
+    """
+    try:
+        answer = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileFormatError(f"{path.name}: not a readable answer ({error})") from error
+    if not isinstance(answer, Mapping) or answer.get("status") not in ("finished", "failed"):
+        raise FileFormatError(f"{path.name}: not an answer of aiida-mlip-evaluate")
+    return dict(answer)

@@ -1,0 +1,250 @@
+"""``aiida-mlip-evaluate``: predictions and errors of a packaged potential on labelled frames.
+
+Reads ``input.json`` (:class:`~aiida_mlip.io.evaluation.EvaluateRequest`), the shards of frames, the package and
+optionally a split from the working directory. Writes ``predictions.npz`` and ``output.json`` there: errors per part,
+per-frame failures, and where it ran. Exit status 0 unless nothing at all could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from aiida_mlip.errors import ExternalProgramError, FileFormatError, InvalidInputError, MlipError, SpeciesError
+from aiida_mlip.io.evaluation import (
+    ANSWER,
+    PREDICTIONS,
+    REQUEST,
+    EvaluateRequest,
+    Reason,
+    read_request,
+    write_predictions,
+)
+from aiida_mlip.io.shards import read_shard
+from aiida_mlip.kernel.frames import NONE, Failure, Frames, concatenate
+from aiida_mlip.kernel.metrics import UNUSED, ErrorReport, Predictions, compare, compare_parts
+
+#: Seconds between progress lines.
+PROGRESS_EVERY: Final[float] = 10.0
+
+DESCRIPTION: Final[str] = f"""\
+Energies, forces and stresses of a packaged potential on frames, and their errors.
+
+Reads {REQUEST} in the working directory, with these keys (all optional):
+
+  frames           ["frames.npz"]      shards of frames (aiida-mlip dataset export writes them)
+  model            "model.nequip.zip"  package; LOADING IT EXECUTES CODE FROM IT
+  split            null                .npy, one int8 per frame: 0 train, 1 val, 2 test, -1 unused
+  sha256           null                hash the package must have
+  species          null                elements the package must cover
+  fidelities       []                  levels of theory of the model; labels at others are not compared
+  fidelity         null                the one to predict for frames without a label
+  energy_shifts    {{}}                  eV per atom to add, by fidelity and element
+  device           "auto"              auto | cpu | cuda
+  mode             "eager"             eager | compiled (a minute to compile; for many frames)
+  atoms_per_batch  1024                memory against speed
+
+Writes {PREDICTIONS} (energy eV, forces eV/A, stress eV/A^3, failure, part) and {ANSWER} (errors per part).
+"""
+
+
+@dataclass
+class _Clock:
+    """Where the time went, and progress lines now and then."""
+
+    total: int
+    started: float = field(default_factory=time.perf_counter)
+    spoken: float = 0.0
+
+    def __call__(self, done: int) -> None:
+        elapsed = time.perf_counter() - self.started
+        if elapsed - self.spoken >= PROGRESS_EVERY or done == self.total:
+            self.spoken = elapsed
+            left = elapsed / done * (self.total - done)
+            print(f"{done}/{self.total} frames, {elapsed:.1f} s, {left:.0f} s to go", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of the program; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="aiida-mlip-evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="where the files are (default: here)")
+    folder: Path = parser.parse_args(arguments).folder
+    try:
+        answer = evaluate(folder, read_request(folder / REQUEST))
+    except MemoryError:
+        return _give_up(folder, "out_of_memory", "out of memory while reading the frames")
+    except SpeciesError as error:
+        return _give_up(folder, "species_not_covered", str(error))
+    except _ModelError as error:
+        return _give_up(folder, "model_not_loaded", str(error))
+    except (MlipError, OSError) as error:
+        return _give_up(folder, "invalid_input", str(error))
+    _write_json(folder / ANSWER, answer)
+    return 0
+
+
+class _ModelError(MlipError):
+    """The model could not be loaded."""
+
+
+def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
+    """Run a request: write the predictions, return the answer.
+
+    :param folder: where the files of the request are, and where the predictions go.
+    :raises FileFormatError: a file that is missing, truncated or changed.
+    :raises InvalidInputError: files that do not fit one another.
+    :raises SpeciesError: an element that the potential does not cover.
+    """
+    started = time.perf_counter()
+    shards = [_read_frames(folder / name) for name in request.frames]
+    frames = concatenate(shards)
+    part = _read_split(folder, request, len(frames))
+    _check_species(frames, request)
+    predictions, device = _predict(folder, request, frames)
+    (folder / PREDICTIONS).write_bytes(
+        write_predictions(predictions, np.full(len(frames), UNUSED) if part is None else part)
+    )
+    reference = _comparable(frames, request)
+    reports = compare_parts(reference, predictions, part)
+    _print_table(reports)
+    return {
+        "status": "finished",
+        "errors": {name: report.as_dict() for name, report in reports.items()},
+        "fidelities": {
+            name: compare(reference, predictions, reference.fidelity == index).as_dict()
+            for index, name in enumerate(reference.fidelities)
+            if (reference.fidelity == index).any()
+        },
+        "failures": [
+            {"frame": int(row), "failure": Failure(int(predictions.failure[row])).label}
+            for row in np.flatnonzero(predictions.failure)
+        ],
+        "n_frames": len(frames),
+        "device": device,
+        "mode": request.mode,
+        "wall_s": round(time.perf_counter() - started, 3),
+    }
+
+
+def _predict(folder: Path, request: EvaluateRequest, frames: Frames) -> tuple[Predictions, str]:
+    from aiida_mlip.workers.inference import energy_shifts, predict
+    from aiida_mlip.workers.model_loading import load_model
+
+    began = time.perf_counter()
+    try:
+        model = load_model(
+            folder / request.model, device=request.device, mode=request.mode, expected_sha256=request.sha256
+        )
+    except (FileFormatError, ExternalProgramError) as error:
+        raise _ModelError(str(error)) from error
+    print(f"model loaded on {model.device} in {time.perf_counter() - began:.1f} s", flush=True)
+    levels = _levels(frames, request)
+    predictions = predict(
+        model,
+        frames,
+        fidelity=np.maximum(levels, 0) if len(request.fidelities) > 1 else None,
+        atoms_per_batch=request.atoms_per_batch,
+        progress=_Clock(len(frames)),
+    )
+    energy = predictions.energy
+    for index, name in enumerate(request.fidelities):
+        if name in request.energy_shifts:
+            shift = energy_shifts(frames, request.energy_shifts[name])
+            energy = np.where(np.maximum(levels, 0) == index, energy + shift, energy)
+    result = Predictions(energy, predictions.forces, predictions.stress, predictions.failure)
+    return result, str(model.device)
+
+
+def _levels(frames: Frames, request: EvaluateRequest) -> np.ndarray:
+    """(n,) index into the potential's fidelities to predict for each frame."""
+    names = list(request.fidelities)
+    if request.fidelity is not None and request.fidelity not in names:
+        raise InvalidInputError(f"fidelity {request.fidelity!r} is none of the potential's: {names}")
+    default = names.index(request.fidelity) if request.fidelity is not None else NONE
+    table = np.array([names.index(name) if name in names else default for name in frames.fidelities] + [default])
+    return table[frames.fidelity]
+
+
+def _comparable(frames: Frames, request: EvaluateRequest) -> Frames:
+    """Frames whose labels at levels of theory that the potential does not predict are hidden."""
+    if not request.fidelities:
+        return frames
+    table = np.array([name in request.fidelities for name in frames.fidelities] + [False])
+    keep = table[frames.fidelity]
+    return frames.with_columns(
+        energy=np.where(keep, frames.energy, np.nan),
+        forces=np.where(keep[frames.atom_rows()][:, None], frames.forces, np.nan),
+        stress=np.where(keep[:, None, None], frames.stress, np.nan),
+    )
+
+
+def _read_frames(path: Path) -> Frames:
+    try:
+        with path.open("rb") as stream:
+            return read_shard(stream, source=path.name)
+    except OSError as error:
+        raise FileFormatError(f"{path.name}: cannot be read ({error.strerror})") from error
+
+
+def _read_split(folder: Path, request: EvaluateRequest, n: int) -> np.ndarray | None:
+    if request.split is None:
+        return None
+    try:
+        part = np.load(folder / request.split, allow_pickle=False)
+    except (OSError, EOFError, ValueError) as error:
+        raise FileFormatError(f"{request.split}: not a readable array ({error})") from error
+    if part.shape != (n,):
+        raise InvalidInputError(f"{request.split} has shape {part.shape}, expected one code for each of {n} frames")
+    return np.asarray(part, dtype=np.int8)
+
+
+def _check_species(frames: Frames, request: EvaluateRequest) -> None:
+    """Refuse uncovered elements before torch is even imported."""
+    if request.species is not None and (missing := [s for s in frames.species if s not in request.species]):
+        raise SpeciesError(f"the potential does not cover {', '.join(missing)}; it covers {', '.join(request.species)}")
+
+
+def _print_table(reports: dict[str, ErrorReport]) -> None:
+    print(f"{'part':<6} {'frames':>7} {'E RMSE':>12} {'F MAE':>10} {'F RMSE':>10} {'F rel.':>8} {'S RMSE':>9}")
+    print(f"{'':<6} {'':>7} {'meV/atom':>12} {'eV/Å':>10} {'eV/Å':>10} {'':>8} {'GPa':>9}")
+    for name, r in reports.items():
+        energy = None if r.energy_rmse_ev_per_atom is None else 1e3 * r.energy_rmse_ev_per_atom
+        numbers = (
+            (energy, "12.2f"),
+            (r.force_mae_ev_per_ang, "10.4f"),
+            (r.force_rmse_ev_per_ang, "10.4f"),
+            (r.force_rmse_relative, "8.1%"),
+            (r.stress_rmse_gpa, "9.3f"),
+        )
+        cells = [f"{'-':>{spec.split('.')[0]}}" if value is None else f"{value:{spec}}" for value, spec in numbers]
+        print(f"{name:<6} {r.n_frames:>7} {' '.join(cells)}")
+
+
+def _give_up(folder: Path, reason: Reason, message: str) -> int:
+    print(f"error: {message}", file=sys.stderr)
+    _write_json(folder / ANSWER, {"status": "failed", "reason": reason, "message": message})
+    return 1
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write completely or not at all: a killed job leaves no half answer."""
+    if not path.parent.is_dir():
+        return
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(data, indent=1, allow_nan=False), encoding="utf-8")
+    os.replace(draft, path)  # noqa: PTH105 - the atomic call is the point
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
