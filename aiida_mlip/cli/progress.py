@@ -295,14 +295,14 @@ def _display(console: Console) -> Iterator[Any]:  # Any: a callable with a keywo
 
             yield show
         return
-    last = {"time": 0.0, "text": ""}
+    last_time, last_stages = 0.0, ""
 
     def show_line(state: Snapshot, *, final: bool = False) -> None:
-        text = line(state)
+        nonlocal last_time, last_stages
         stages = "".join(f"{stage.name}{stage.state}" for stage in state.stages)
-        if final or stages != last["text"] or time.monotonic() - float(last["time"]) > _LINE_SECONDS:
-            console.print(text, markup=False, highlight=False)
-            last.update(time=time.monotonic(), text=stages)
+        if final or stages != last_stages or time.monotonic() - last_time > _LINE_SECONDS:
+            console.print(line(state), markup=False, highlight=False, soft_wrap=True)
+            last_time, last_stages = time.monotonic(), stages
 
     yield show_line
 

@@ -261,7 +261,7 @@ class DatasetData(orm.Data):
         for frames in self.iter_shards():
             keep = np.ones(len(frames), dtype=bool)
             if fidelity is not None:
-                keep &= frames.fidelity == (frames.fidelities.index(fidelity) if fidelity in frames.fidelities else -2)
+                keep &= _is_named(frames.fidelity, frames.fidelities, fidelity)
             if generator is not None:
                 keep &= frames.generator == (
                     frames.generators.index(generator) if generator in frames.generators else -2
@@ -278,6 +278,10 @@ class DatasetData(orm.Data):
             return
         for frames in self.iter_shards():
             yield from frames.iter_ase()
+
+
+def _is_named(column: np.ndarray, names: tuple[str, ...], name: str) -> np.ndarray:
+    return column == names.index(name) if name in names else np.zeros(len(column), dtype=bool)
 
 
 def _chunks(n: int) -> Iterator[np.ndarray]:

@@ -392,7 +392,7 @@ def from_ase(
         results = getattr(atoms.calc, "results", None) or {}
         if "energy" in results or "free_energy" in results:
             # the energy whose derivative the forces are
-            energy[i] = float(results.get("free_energy", results.get("energy")))
+            energy[i] = float(results["free_energy"] if "free_energy" in results else results["energy"])
         if "forces" in results:
             forces[start : start + len(atoms)] = results["forces"]
         if "stress" in results:

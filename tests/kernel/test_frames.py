@@ -116,7 +116,7 @@ def test_labels_without_a_fidelity_name_are_refused():
     atoms = bulk("Cu")
     atoms.calc = EMT()
     atoms.get_potential_energy()
-    with pytest.raises(FrameError, match="frame 1.*no fidelity name"):
+    with pytest.raises(FrameError, match=r"frame 1.*no fidelity name"):
         fr.from_ase([bulk("Si"), atoms])
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from aiida_mlip.errors import ProtocolError
 from aiida_mlip.protocols.model import SpecModel, deep_merge, merged_protocol, validate_spec
@@ -16,7 +17,7 @@ class Inner(SpecModel):
 
 class Outer(SpecModel):
     inner: Inner = Inner()
-    many: dict[str, Inner] = {}
+    many: dict[str, Inner] = Field(default_factory=dict)
     steps: int = 1
 
 

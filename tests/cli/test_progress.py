@@ -1,0 +1,110 @@
+"""Progress of real workchains: counts, stages, failures and expected end, read from their nodes."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from aiida import orm
+from aiida.engine import ToContext, WorkChain, run_get_node
+from click.testing import CliRunner
+from rich.console import Console
+
+from aiida_mlip.cli import progress
+from aiida_mlip.errors import InvalidInputError
+
+pytestmark = pytest.mark.usefixtures("aiida_profile")
+
+
+class Leaf(WorkChain):
+    """Succeeds or fails as told."""
+
+    @classmethod
+    def define(cls, spec):
+        super().define(spec)
+        spec.input("fail", valid_type=orm.Bool)
+        spec.outline(cls.run_it)
+        spec.exit_code(400, "ERROR_TOLD", message="told to")
+
+    def run_it(self):
+        return self.exit_codes.ERROR_TOLD if self.inputs.fail else None
+
+
+class Branch(WorkChain):
+    """Calls three leaves, one of which fails, and announces four."""
+
+    @classmethod
+    def define(cls, spec):
+        super().define(spec)
+        spec.input("fail", valid_type=orm.Bool)
+        spec.input("good", valid_type=orm.Bool)
+        spec.outline(cls.run_leaves, cls.finalize)
+
+    def finalize(self):
+        """Wait for the calls: a last step that returns ToContext would not."""
+
+    def run_leaves(self):
+        self.node.base.extras.set(progress.EXPECTED_CALLS, 4)
+        return ToContext(
+            **{f"leaf_{i}": self.submit(Leaf, fail=self.inputs.fail if i == 1 else self.inputs.good) for i in range(3)}
+        )
+
+
+class Root(Branch):
+    """Calls one branch, as its stage."""
+
+    def run_leaves(self):
+        return ToContext(
+            stage=self.submit(
+                Branch, fail=self.inputs.fail, good=self.inputs.good, metadata={"call_link_label": "label"}
+            )
+        )
+
+
+def builder():
+    builder = Root.get_builder()
+    builder.fail = orm.Bool(True)
+    builder.good = orm.Bool(False)
+    return builder
+
+
+def test_snapshot_counts_the_calls_of_each_stage():
+    _, node = run_get_node(builder())
+    state = progress.snapshot(node.pk)
+    assert state.is_terminated
+    assert state.exit_status == 0
+    (stage,) = state.stages
+    assert (stage.name, stage.done, stage.failed, stage.running, stage.total) == ("label", 2, 1, 0, 4)
+    assert stage.pk == node.called[0].pk
+    assert "label 2/4 (1 failed)" in progress.line(state)
+    console = Console(file=io.StringIO(), width=120)
+    console.print(progress.render(state))
+    text = console.file.getvalue()
+    assert str(stage.pk) in text
+    assert "2/4" in text
+
+
+def test_progress_is_shown_while_running_and_the_result_is_the_same():
+    stream = io.StringIO()
+    _, node = progress.run_with_progress(builder(), console=Console(file=stream, width=100))
+    assert node.is_finished_ok
+    assert "label 2/4 (1 failed)" in stream.getvalue().splitlines()[-1]
+
+
+def test_a_process_that_does_not_exist_is_named():
+    with pytest.raises(InvalidInputError, match="no process with pk 987654"):
+        progress.snapshot(987654)
+
+
+def test_status_command_prints_and_gives_json():
+    from aiida_mlip.cli.status import status
+
+    _, node = run_get_node(builder())
+    shown = CliRunner().invoke(status, [str(node.pk)])
+    assert shown.exit_code == 0, shown.output
+    assert "2/4" in shown.output
+    as_json = CliRunner().invoke(status, [str(node.pk), "--json"])
+    assert '"failed": 1' in as_json.output
+    missing = CliRunner().invoke(status, ["987654"])
+    assert missing.exit_code == 1
+    assert "no process with pk 987654" in missing.output
