@@ -1,0 +1,79 @@
+"""Silicon, from a crystal to a tested potential: the main job of this package, small enough for a laptop.
+
+    verdi run examples/silicon.py             # here, in this process
+    verdi run examples/silicon.py --submit    # by the daemon (verdi daemon start)
+
+`make demo` does the first in an environment and AiiDA folder of its own. Needs the codes and the pseudopotential family
+that `aiida-mlip setup` makes. To use it for your own system, change `seeds`, `FIDELITIES` and the codes.
+"""
+
+import click
+from aiida import orm
+from aiida.engine import submit
+from ase.build import bulk
+
+from aiida_mlip.cli.progress import run_with_progress, watch
+from aiida_mlip.cli.results import print_results
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.kernel.frames import from_ase
+from aiida_mlip.workchains.develop import DevelopWorkChain
+
+FIDELITIES = {
+    "lda": {
+        "engine": "qe",
+        "pseudo_family": "debian-lda",
+        "ecutwfc_ry": 12.0,
+        "kpoints_distance_inv_ang": 0.6,
+        "occupations": "fixed",  # silicon is an insulator
+    }
+}
+GENERATE = {
+    "seed": 1,
+    "steps": [
+        {"generator": "strain", "per_parent": 14, "linear": 0.04, "volume": [0.92, 1.08], "keep": False},
+        {"generator": "rattle", "parents": "strain", "per_parent": 5, "amplitude_ang": [0.02, 0.2]},
+    ],
+}
+TARGETS = {"force_rmse_relative": 0.15, "energy_rmse_ev_per_atom": 0.010}
+
+
+def build(concurrency: int) -> DevelopWorkChain:
+    """Everything the job needs, as a builder."""
+    seeds = DatasetData.from_frames(from_ase([bulk("Si", cubic=True, a=5.40)], source="silicon crystal"))
+    return DevelopWorkChain.get_builder_from_protocol(
+        seeds,
+        codes={
+            "pw": orm.load_code("pw@localhost"),
+            "train": orm.load_code("nequip-train@localhost"),
+            "evaluate": orm.load_code("aiida-mlip-evaluate@localhost"),
+        },
+        fidelities=FIDELITIES,
+        protocol="fast",
+        overrides={
+            "generate": GENERATE,
+            "label": {"max_concurrent": concurrency},
+            "train": {"split": {"test": 0.15, "val": 0.1}},
+            "targets": TARGETS,
+        },
+    )
+
+
+@click.command()
+@click.option("--submit", "to_daemon", is_flag=True, help="Hand the job to the daemon instead of running it here.")
+@click.option("--concurrency", default=2, show_default=True, help="Labels computed at the same time.")
+def main(to_daemon: bool, concurrency: int) -> None:
+    """Develop a potential of silicon."""
+    builder = build(concurrency)
+    if to_daemon:
+        node = submit(builder)
+        click.echo(f"submitted: follow it with `aiida-mlip status {node.pk} --watch`")
+        watch(node.pk)
+    else:
+        _, node = run_with_progress(builder)
+    print_results(node)
+    if not node.is_finished_ok:
+        raise SystemExit(f"the job ended with exit status {node.exit_status}: {node.exit_message}")
+
+
+if __name__ == "__main__":
+    main()
