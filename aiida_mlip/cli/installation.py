@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aiida_mlip.cli.mpi import matching_launcher, mpi_of_launcher
+from aiida_mlip.cli.mpi import mpi_of_launcher
 from aiida_mlip.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -168,7 +168,9 @@ def ensure_computer(
             _create_computer(label, mpirun, folder)
         return Action("computer", label, "created", f"core.local, core.direct, {' '.join(mpirun) or 'no MPI'}")
     changes = _correct_computer(computer, mpirun, dry_run=dry_run)
-    return Action("computer", label, ", ".join(changes) or None, f"{computer.transport_type}, {computer.scheduler_type}")
+    return Action(
+        "computer", label, ", ".join(changes) or None, f"{computer.transport_type}, {computer.scheduler_type}"
+    )
 
 
 def _create_computer(label: str, mpirun: Sequence[str], workdir: Path) -> None:
@@ -199,7 +201,9 @@ def _correct_computer(computer: Computer, mpirun: Sequence[str], *, dry_run: boo
         changes.append(f"launcher {' '.join(mpirun)}")
         if not dry_run:
             computer.set_mpirun_command(list(mpirun))
-    missing = [word for word in launcher_environment().split()[1:] if word.split("=")[0] not in computer.get_prepend_text()]
+    missing = [
+        word for word in launcher_environment().split()[1:] if word.split("=")[0] not in computer.get_prepend_text()
+    ]
     if missing:
         changes.append(f"environment {' '.join(missing)}")
         if not dry_run:

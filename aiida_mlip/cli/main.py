@@ -24,7 +24,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 
 
 class LazyGroup(click.Group):
-    """Group whose commands are imported on invocation, so that ``--help`` is instant and one broken module stays alone."""
+    """Group whose commands are imported on invocation, so that help is instant and a broken module stays alone."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - the signature is click's
         """Names in the order in which a newcomer needs them."""

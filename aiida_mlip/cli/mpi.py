@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aiida_mlip.errors import InvalidInputError
 
-#: Shared library of an MPI -> (its name, launchers in the order of preference; Debian's names first, never bare mpirun).
+#: Shared library of an MPI -> (its name, launchers in the order of preference: Debian's names, mpirun last).
 MPI_LIBRARIES: dict[str, tuple[str, tuple[str, ...]]] = {
     r"libmpi\.so\.(20|40)|libopen-rte": ("OpenMPI", ("/usr/bin/mpirun.openmpi", "mpirun.openmpi", "mpirun")),
     r"libmpich|libmpi\.so\.12": ("MPICH", ("/usr/bin/mpirun.mpich", "mpirun.mpich", "mpiexec.hydra", "mpirun")),
@@ -35,6 +35,16 @@ class PwBanner:
 
     version: str
     ranks: tuple[int, ...]
+
+    @property
+    def release(self) -> tuple[int, int]:
+        """Major and minor number of the version, (0, 0) if they cannot be read.
+
+        >>> PwBanner("7.3.1", (1,)).release
+        (7, 3)
+        """
+        numbers = re.match(r"(\d+)\.(\d+)", self.version)
+        return (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
 
 
 def mpi_of(executable: Path) -> str | None:
@@ -82,9 +92,9 @@ def matching_launcher(executable: Path) -> Path | None:
 
 
 def read_rank_count(output: str) -> PwBanner | None:
-    """Read version and rank counts from the output of pw.x; None if no banner is in it.
+    r"""Read version and rank counts from the output of pw.x; None if no banner is in it.
 
-    >>> read_rank_count("Program PWSCF v.6.7MaX starts\\n Parallel version (MPI), running on     2 processors")
+    >>> read_rank_count("Program PWSCF v.6.7MaX starts\n Parallel version (MPI), running on     2 processors")
     PwBanner(version='6.7MaX', ranks=(2,))
     """
     versions = _VERSION.findall(output)

@@ -108,7 +108,10 @@ def ensure_codes(
     :returns: one action per thing; a program that is not found is an action that is ``missing``.
     :raises InvalidInputError: see :func:`~aiida_mlip.cli.installation.ensure_computer` and ``ensure_code``.
     """
-    given = {label: pw if label == "pw" else programs / program if programs else None for label, (program, _, _) in CODES.items()}
+    given = {
+        label: pw if label == "pw" else programs / program if programs else None
+        for label, (program, _, _) in CODES.items()
+    }
     here = computer == "localhost"
     found = {
         label: given[label] or (installation.find_program(program) if here else None)
@@ -124,5 +127,7 @@ def ensure_codes(
             option = "--pw /path/there/pw.x" if label == "pw" else "--programs /folder/there"
             yield Action("code", f"{label}@{computer}", None, f"left out: no {option} given")
         else:
-            cure = "apt-get install quantum-espresso" if label == "pw" else "pip install 'aiida-mlip-workchains[nequip]'"
+            cure = (
+                "apt-get install quantum-espresso" if label == "pw" else "pip install 'aiida-mlip-workchains[nequip]'"
+            )
             yield Action("code", f"{label}@{computer}", "not found", f"{program}: {cure}", missing=True)

@@ -1,0 +1,219 @@
+"""The daemon: is it running, do its workers listen to the broker, is there a slot free, is any process stranded.
+
+A broker that was restarted alone is up, the daemon is up, and nothing ever runs: its workers do not subscribe again.
+What tells is the number of task subscribers that the broker counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aiida_mlip.cli.checks import Finding
+
+if TYPE_CHECKING:
+    from aiida.brokers import Broker
+
+#: The broker writes its status every 5 s, and a fresh worker needs as long to subscribe.
+SETTLING_S = 15.0
+#: A process younger than this (s) may be on its way into the queue.
+FRESH_S = 20.0
+#: How many unexplained processes are asked whether they live.
+MAX_ASKED = 20
+
+
+@dataclass(frozen=True)
+class DaemonState:
+    """What daemon and embedded broker say about themselves.
+
+    :ivar running: whether the daemon answers.
+    :ivar error: why it does not, if it left a trace of having run.
+    :ivar workers: pids of workers that are alive.
+    :ivar uptime_s: age of the youngest worker (s).
+    :ivar broker: ``up``, ``down``, ``none``, or ``other`` for one that is not embedded.
+    :ivar status: status of the embedded broker, as its file says.
+    :ivar tasks: pks of the processes in its queue, those in work included.
+    :ivar slots: processes that one worker takes at a time.
+    """
+
+    running: bool
+    error: str | None
+    workers: tuple[int, ...]
+    uptime_s: float
+    broker: str
+    status: dict[str, Any]
+    tasks: tuple[int, ...]
+    slots: int
+
+
+def read_daemon_state() -> DaemonState:
+    """Ask circus and read the files of the embedded broker of the loaded profile; changes nothing.
+
+    AiiDA's own ``iterate_tasks`` is no reader: it puts the tasks in work back into the queue of the running broker.
+    """
+    from aiida.engine.daemon.client import DaemonException, DaemonNotRunningException
+    from aiida.manage import get_config_option, get_manager
+
+    manager = get_manager()
+    profile = manager.get_profile()
+    if profile is None:
+        raise RuntimeError("no profile is loaded")
+    slots = int(get_config_option("daemon.worker_process_slots"))
+    broker = manager.get_broker()
+    if broker is None:
+        return DaemonState(False, None, (), 0.0, "none", {}, (), slots)
+    kind, status, tasks = _read_broker(broker)
+    running, error, ages = False, None, {}
+    try:
+        info = manager.get_daemon_client().get_worker_info(timeout=3).get("info", {})
+        running, ages = True, {int(pid): float(about["age"]) for pid, about in info.items() if _is_alive(int(pid))}
+    except DaemonNotRunningException:
+        pass
+    except DaemonException as exception:
+        error = str(exception)
+    return DaemonState(running, error, tuple(ages), min(ages.values(), default=0.0), kind, status, tasks, slots)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _read_broker(broker: Broker) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+    from aiida.brokers.zeromq.broker import ZeromqBroker
+    from aiida.brokers.zeromq.service import ZeromqBrokerService
+    from aiida.manage import get_config, get_manager
+
+    if not isinstance(broker, ZeromqBroker):
+        return "other" if broker.check_service_reachable() else "down", {}, ()
+    folder = get_config().filepaths(get_manager().get_profile())["broker_service"]["dir"]
+    layout = ZeromqBrokerService.FilepathLayout(folder)
+    kind = "up" if broker.check_service_reachable() else "down"
+    status = json.loads(layout.status_file.read_text()) if layout.status_file.exists() else {}
+    return kind, status, read_tasks(layout.storage_path / "tasks")
+
+
+def read_tasks(folder: Path) -> tuple[int, ...]:
+    """Pks of the processes in a queue of the embedded broker, waiting and in work."""
+    pks = []
+    for path in [*folder.glob("pending/*.json"), *folder.glob("processing/*.json")]:
+        try:
+            pks.append(int(json.loads(path.read_text())["body"]["args"]["pid"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # taken out of the queue between the two calls, or no launch task
+    return tuple(pks)
+
+
+def check_daemon() -> Iterator[Finding]:
+    """Daemon, workers, broker and its subscribers, free slots, and processes that nobody runs."""
+    state = read_daemon_state()
+    if state.broker == "none":
+        yield Finding("daemon", "note", "the profile has no broker: everything runs in the terminal, with `verdi run`")
+        return
+    if not state.running:
+        yield _not_running(state)
+    elif not state.workers:
+        yield Finding("daemon", "fix", "it is running, and none of its workers is alive", "verdi daemon restart")
+    else:
+        yield Finding("daemon", "ok", f"running, {len(state.workers)} worker(s)")
+        yield _listening(state)
+        yield from _free_slots(state)
+    yield from _stranded(state)
+
+
+def _not_running(state: DaemonState) -> Finding:
+    waiting = len(state.tasks)
+    if state.error is not None:
+        return Finding("daemon", "fix", f"does not answer: {state.error}", "verdi daemon stop; verdi daemon start")
+    if waiting:
+        return Finding("daemon", "fix", f"stopped, and {waiting} process(es) wait for it", "verdi daemon start")
+    return Finding("daemon", "note", "stopped: `verdi run` works, submitting needs it", "verdi daemon start")
+
+
+def _listening(state: DaemonState) -> Finding:
+    if state.broker == "down":
+        return Finding("broker", "fix", "the daemon is running without it", "verdi daemon restart")
+    if state.broker == "other":
+        return Finding(
+            "broker", "note", "reachable; whether workers subscribe is not visible from here", "verdi status"
+        )
+    subscribers = int(state.status.get("task_subscribers", 0))
+    if subscribers >= len(state.workers):
+        return Finding("broker", "ok", f"embedded, {len(state.workers)} worker(s) listen to it")
+    message = f"{subscribers} of {len(state.workers)} worker(s) listen to it"
+    if state.uptime_s < SETTLING_S:
+        return Finding("broker", "note", f"{message}: the daemon started {state.uptime_s:.0f} s ago", "repeat in 15 s")
+    return Finding("broker", "fix", f"{message}: submitted jobs stay Created for ever", "verdi daemon restart")
+
+
+def _free_slots(state: DaemonState) -> Iterator[Finding]:
+    total = len(state.workers) * state.slots
+    taken = int(state.status.get("in_flight_tasks", len(state.tasks)))
+    waiting = max(len(state.tasks) - taken, 0)
+    message = f"{taken} of {total} taken"
+    if taken >= total:
+        message += f", {waiting} process(es) wait; parents that wait for their children keep theirs: a deadlock"
+        yield Finding("worker slots", "fix", message, "verdi daemon incr 1")
+    elif taken >= 0.8 * total:
+        yield Finding("worker slots", "note", message, "verdi daemon incr 1")
+    else:
+        yield Finding("worker slots", "ok", message)
+
+
+def _stranded(state: DaemonState) -> Iterator[Finding]:
+    """Processes that are neither finished nor in the queue: a terminal runs them, or nobody does."""
+    if state.broker == "other":
+        return
+    unexplained = sorted(set(active_processes(older_than_s=FRESH_S)) - set(state.tasks))
+    if not unexplained:
+        yield Finding("processes", "ok", f"{len(state.tasks)} with the daemon, none stranded")
+        return
+    shown = ", ".join(str(pk) for pk in unexplained[:8]) + (" ..." if len(unexplained) > 8 else "")
+    if state.broker == "down":
+        message = f"{len(unexplained)} not finished and not queued (pk {shown}): a terminal runs them, or nobody does"
+        yield Finding("processes", "note", message, "if nobody does: verdi process repair; verdi daemon start")
+        return
+    dead = sorted(pk for pk in unexplained[:MAX_ASKED] if not answers(pk))
+    if dead:
+        message = f"{len(dead)} stranded, nobody runs them (pk {', '.join(str(pk) for pk in dead[:8])})"
+        yield Finding("processes", "fix", message, "verdi daemon stop; verdi process repair; verdi daemon start")
+    else:
+        yield Finding("processes", "ok", f"{len(state.tasks)} with the daemon, {len(unexplained)} in a terminal")
+
+
+def active_processes(*, older_than_s: float) -> Sequence[int]:
+    """Pks of processes that have not ended and exist for longer than ``older_than_s`` seconds."""
+    from datetime import UTC, datetime, timedelta
+
+    from aiida import orm
+
+    filters = {
+        "attributes.process_state": {"in": ["created", "waiting", "running"]},
+        "ctime": {"<": datetime.now(tz=UTC) - timedelta(seconds=older_than_s)},
+    }
+    return list(orm.QueryBuilder().append(orm.ProcessNode, filters=filters, project="id").all(flat=True))
+
+
+def answers(pk: int, *, timeout_s: float = 2.0) -> bool:
+    """Whether a process is alive in some worker or terminal: it answers through the broker.
+
+    Children that run inside their parent's function (calcfunctions) do not listen; a minute is all they live.
+    """
+    from aiida.manage import get_manager
+
+    future = get_manager().get_process_controller().get_status(pk)
+    try:
+        future.result(timeout=timeout_s)
+    except FutureTimeoutError:
+        return True  # it has a subscriber, which is busy
+    except Exception:  # noqa: BLE001 - each broker has its own error for "no such recipient"
+        return False
+    return True
