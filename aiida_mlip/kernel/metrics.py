@@ -7,7 +7,7 @@ A label or prediction that is NaN is not counted. A number that does not exist (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
@@ -223,6 +223,19 @@ def compare_parts(frames: Frames, predictions: Predictions, part: np.ndarray | N
         if (codes == code).any():
             reports[name] = compare(frames, predictions, codes == code)
     return reports
+
+
+def labels_at(frames: Frames, fidelities: Sequence[str]) -> Frames:
+    """Frames whose labels at other levels of theory than these are hidden (NaN); none named: nothing is hidden."""
+    if not fidelities:
+        return frames
+    table = np.array([name in fidelities for name in frames.fidelities] + [False])
+    keep = table[frames.fidelity]
+    return frames.with_columns(
+        energy=np.where(keep, frames.energy, np.nan),
+        forces=np.where(keep[frames.atom_rows()][:, None], frames.forces, np.nan),
+        stress=np.where(keep[:, None, None], frames.stress, np.nan),
+    )
 
 
 def _per_species(frames: Frames, predictions: Predictions, atoms: np.ndarray) -> dict[str, SpeciesErrors]:

@@ -31,7 +31,7 @@ from aiida_mlip.io.evaluation import (
 )
 from aiida_mlip.io.shards import read_shard
 from aiida_mlip.kernel.frames import NONE, Failure, Frames, concatenate
-from aiida_mlip.kernel.metrics import UNUSED, ErrorReport, Predictions, compare, compare_parts
+from aiida_mlip.kernel.metrics import UNUSED, ErrorReport, Predictions, compare, compare_parts, labels_at
 
 #: Seconds between progress lines.
 PROGRESS_EVERY: Final[float] = 10.0
@@ -115,7 +115,12 @@ def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
     (folder / PREDICTIONS).write_bytes(
         write_predictions(predictions, np.full(len(frames), UNUSED) if part is None else part)
     )
-    reference = _comparable(frames, request)
+    reference = labels_at(frames, request.fidelities)
+    if not reference.labelled.any():
+        print(
+            f"no labels to compare: the potential predicts {list(request.fidelities)}, the frames have labels at "
+            f"{[frames.fidelities[i] for i in np.unique(frames.fidelity) if i != NONE]}"
+        )
     reports = compare_parts(reference, predictions, part)
     _print_table(reports)
     return {
@@ -174,19 +179,6 @@ def _levels(frames: Frames, request: EvaluateRequest) -> np.ndarray:
     default = names.index(request.fidelity) if request.fidelity is not None else NONE
     table = np.array([names.index(name) if name in names else default for name in frames.fidelities] + [default])
     return table[frames.fidelity]
-
-
-def _comparable(frames: Frames, request: EvaluateRequest) -> Frames:
-    """Frames whose labels at levels of theory that the potential does not predict are hidden."""
-    if not request.fidelities:
-        return frames
-    table = np.array([name in request.fidelities for name in frames.fidelities] + [False])
-    keep = table[frames.fidelity]
-    return frames.with_columns(
-        energy=np.where(keep, frames.energy, np.nan),
-        forces=np.where(keep[frames.atom_rows()][:, None], frames.forces, np.nan),
-        stress=np.where(keep[:, None, None], frames.stress, np.nan),
-    )
 
 
 def _read_frames(path: Path) -> Frames:

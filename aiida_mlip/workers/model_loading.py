@@ -95,6 +95,8 @@ def _load_eager(package: Path, device: str) -> LoadedModel:
         model.eval()
         metadata = dict(model.metadata)
         model.to(torch.device(device))
+    except MemoryError:
+        raise
     except Exception as error:  # whatever the code inside the file raises
         raise FileFormatError(f"{package}: the model cannot be loaded ({type(error).__name__}: {error})") from error
     # weights need no gradients here: only positions and strain do
