@@ -1,0 +1,182 @@
+"""``aiida-mlip potential``: import, show and export potentials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aiida_mlip.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from aiida_mlip.data.potential import PotentialData
+
+
+@click.group()
+def potential() -> None:
+    """Import, show and export potentials. None of these commands executes code of a model file."""
+
+
+@potential.command("import")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--engine", default="nequip", show_default=True, help="What runs it: nequip or allegro.")
+@click.option("--cutoff", "cutoff_ang", type=float, metavar="ANGSTROM", help="Radial cutoff, if the package is silent.")
+@click.option("--fidelity", "fidelities", multiple=True, metavar="NAME", help="Level of theory it was trained on.")
+@click.option(
+    "--reference",
+    "references",
+    multiple=True,
+    metavar="[FIDELITY:]SYMBOL=EV",
+    help="Energy of an isolated atom, e.g. pbe:Si=-103.6.",
+)
+@click.option("--label", default="", help="Label of the node.")
+@click.option("--description", default="", help="Description of the node, e.g. where the model comes from.")
+def import_(
+    path: Path,
+    engine: str,
+    cutoff_ang: float | None,
+    fidelities: tuple[str, ...],
+    references: tuple[str, ...],
+    label: str,
+    description: str,
+) -> None:
+    """Store the package PATH (made by `nequip-package build`) as a potential; the file is checked completely."""
+    from aiida_mlip.data.potential import PotentialData
+
+    _load_profile()
+    node = PotentialData.import_package(
+        path,
+        engine=engine,
+        cutoff_ang=cutoff_ang,
+        fidelities=fidelities,
+        reference_energies=_references(references, fidelities),
+    )
+    node.label, node.description = label, description or f"imported from {path.name}"
+    node.store()
+    click.echo(f"stored potential {node.pk} <{node.uuid}>: {', '.join(node.species)}, cutoff {node.cutoff_ang:g} Å")
+    click.echo("using it executes code from this file on the compute node: import only what you trust")
+
+
+@potential.command()
+@click.argument("identifier")
+def show(identifier: str) -> None:
+    """Tell what the potential IDENTIFIER (pk or uuid) is, where it comes from and how good it is."""
+    from rich.console import Console
+    from rich.table import Table
+
+    node = _load(identifier)
+    table = Table(title=f"Potential {node.pk} {node.label}", show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    for name, value in _rows(node):
+        table.add_row(name, value)
+    console = Console()
+    console.print(table)
+    if errors := _error_table(node.metrics):
+        console.print(errors)
+
+
+@potential.command()
+@click.argument("identifier")
+@click.argument("path", type=click.Path(path_type=Path))
+def export(identifier: str, path: Path) -> None:
+    """Write the package of the potential IDENTIFIER (pk or uuid) to PATH, a new file or a folder."""
+    target = _load(identifier).export(path)
+    click.echo(f"wrote {target}")
+
+
+def _load_profile() -> None:
+    """Load the default profile, unless ``aiida-mlip --profile`` loaded one.
+
+    :raises InvalidInputError: there is none.
+    """
+    from aiida import load_profile
+    from aiida.common.exceptions import AiidaException
+
+    try:
+        load_profile()
+    except AiidaException as error:
+        raise InvalidInputError(f"no AiiDA profile: {error}; `aiida-mlip setup` makes one") from error
+
+
+def _load(identifier: str) -> PotentialData:
+    from aiida import orm
+    from aiida.common.exceptions import MultipleObjectsError, NotExistent
+
+    from aiida_mlip.data.potential import PotentialData
+
+    _load_profile()
+    try:
+        node = orm.load_node(identifier)
+    except (NotExistent, MultipleObjectsError, ValueError) as error:
+        raise InvalidInputError(f"no potential {identifier!r}: {error}") from error
+    if not isinstance(node, PotentialData):
+        raise InvalidInputError(f"node {identifier} is a {type(node).__name__}, not a potential")
+    return node
+
+
+def _references(given: tuple[str, ...], fidelities: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """Energies of isolated atoms by fidelity and symbol.
+
+    :raises InvalidInputError: not of the form ``fidelity:symbol=number``, or no fidelity to attach it to.
+    """
+    from ase.data import atomic_numbers
+
+    result: dict[str, dict[str, float]] = {}
+    for text in given:
+        name, _, rest = text.rpartition(":")
+        symbol, _, number = rest.partition("=")
+        fidelity = name or (fidelities[0] if len(fidelities) == 1 else "")
+        try:
+            value = float(number)
+        except ValueError:
+            value = float("nan")
+        if value != value or symbol not in atomic_numbers:
+            raise InvalidInputError(f"--reference {text!r}: expected [FIDELITY:]SYMBOL=EV, e.g. pbe:Si=-103.6")
+        if fidelity not in fidelities:
+            raise InvalidInputError(f"--reference {text!r}: name one of the fidelities given ({list(fidelities)})")
+        result.setdefault(fidelity, {})[symbol] = value
+    return result
+
+
+def _rows(node: PotentialData) -> list[tuple[str, str]]:
+    creator = node.creator
+    references = [
+        f"{fidelity}: {', '.join(f'{symbol} {energy:.6f}' for symbol, energy in table.items())}"
+        for fidelity, table in node.reference_energies.items()
+    ]
+    return [
+        ("uuid", node.uuid),
+        ("engine", f"{node.engine} ({', '.join(f'{name} {version}' for name, version in node.versions.items())})"),
+        ("species", ", ".join(node.species)),
+        ("cutoff", f"{node.cutoff_ang:g} Å"),
+        ("fidelities", ", ".join(node.fidelities) or "not known"),
+        ("isolated atoms (eV)", "; ".join(references) or "not known"),
+        ("package", f"{node.base.attributes.get('size_bytes') / 1e6:.2f} MB, SHA-256 {node.sha256}"),
+        ("made by", f"{creator.process_label} {creator.pk}" if creator else "imported by a user"),
+        ("description", node.description),
+    ]
+
+
+def _error_table(metrics: dict[str, Any]) -> Any:  # Any: rich.table.Table, imported when needed
+    """Errors per part, where the metrics have them in the form of :class:`aiida_mlip.kernel.metrics.ErrorReport`."""
+    from rich.table import Table
+
+    parts = {name: value for name, value in metrics.items() if isinstance(value, dict) and "n_frames" in value}
+    if not parts:
+        return None
+    table = Table("part", "frames", "E RMSE (meV/atom)", "F RMSE (eV/Å)", "F RMSE/rms", "stress RMSE (GPa)")
+    for name, value in parts.items():
+        numbers = [
+            _number(value.get("energy_rmse_ev_per_atom"), ".2f", 1e3),
+            _number(value.get("force_rmse_ev_per_ang"), ".4f"),
+            _number(value.get("force_rmse_relative"), ".1%"),
+            _number(value.get("stress_rmse_gpa"), ".3f"),
+        ]
+        table.add_row(name, str(value["n_frames"]), *numbers)
+    return table
+
+
+def _number(value: float | None, spec: str, factor: float = 1.0) -> str:
+    return "-" if value is None else f"{value * factor:{spec}}"
