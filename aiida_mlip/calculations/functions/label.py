@@ -1,0 +1,242 @@
+"""Labelling in four calculations: plan what is missing, prepare inputs, collect labels, assemble the dataset.
+
+A *batch* is a Dict: the fidelity's name, its settings and their hash, and rows of a DatasetData. It is what one job of
+the ASE engine works on, and what QE labels are prepared and collected by.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+from aiida import orm
+from aiida.engine import calcfunction
+
+from aiida_mlip.calculations.functions.qe_labels import Outcome, kpoints_label, outcome_of, parameters_label
+from aiida_mlip.data.batches import parse_batch, take_rows
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.kernel.cells import boxed
+from aiida_mlip.kernel.frames import (
+    NONE,
+    Frames,
+    concatenate,
+    id_bytes,
+)
+from aiida_mlip.kernel.kpoints import mesh_from_distance
+from aiida_mlip.kernel.labelling import (
+    attach_labels,
+    contained,
+    first_rows,
+    labelled_ids,
+    uuid_rows,
+    without_labels,
+)
+from aiida_mlip.kernel.labelling import (
+    isolated_atoms as isolated_atom_frames,
+)
+from aiida_mlip.protocols.fidelity import AseFidelity, QeFidelity, parse_fidelities, settings_hash
+
+#: Frames prepared and collected together by the QE engine: links per calculation stay few, partial results early.
+QE_BATCH: Final[int] = 100
+#: Failures described in a summary.
+MAX_MESSAGES: Final[int] = 20
+
+
+@calcfunction
+def plan_labels(
+    dataset: DatasetData, fidelities: orm.Dict, isolated_atoms: orm.Bool | None = None, **sources: orm.Data
+) -> dict[str, orm.Data]:
+    """Find the frames without a label at each fidelity and divide them into batches.
+
+    :param dataset: frames to label; a frame that appears twice is labelled once.
+    :param fidelities: see :mod:`aiida_mlip.protocols.fidelity`.
+    :param isolated_atoms: also label one isolated atom per species.
+    :param sources: ``earlier_<i>``: datasets that hold labels already; ``upf_<i>_<symbol>``: all pseudopotentials of
+        the family of the i-th fidelity.
+    :returns: ``plan``, ``isolated`` (frames of isolated atoms, if wanted), ``batch_<i>``.
+    """
+    specs = parse_fidelities(fidelities.get_dict())
+    hashes = {name: settings_hash(spec, _md5s(sources, i)) for i, (name, spec) in enumerate(specs.items())}
+    earlier = [dataset, *(node for key, node in sources.items() if key.startswith("earlier_"))]
+    frame_id = dataset.column("frame_id")
+    result: dict[str, orm.Data] = {}
+    targets = {"dataset": (frame_id, first_rows(frame_id))}
+    if isolated_atoms is not None and isolated_atoms.value:
+        atoms = isolated_atom_frames(dataset.column("numbers"))
+        result["isolated"] = DatasetData.from_frames(atoms)
+        targets["isolated"] = (atoms.frame_id, np.flatnonzero(~contained(atoms.frame_id, frame_id)))
+    n_batches = 0
+    for name, spec in specs.items():
+        known = np.concatenate([_known_ids(node, hashes[name]) for node in earlier])
+        for source, (ids, rows) in targets.items():
+            todo = rows[~contained(ids[rows], known)]
+            size = spec.batch_size if isinstance(spec, AseFidelity) else QE_BATCH
+            for start in range(0, len(todo), size):
+                batch = {
+                    "fidelity": name,
+                    "spec": spec.model_dump(mode="json"),
+                    "settings": hashes[name],
+                    "source": source,
+                    "rows": todo[start : start + size].tolist(),
+                }
+                result[f"batch_{n_batches:04d}"] = orm.Dict(batch)
+                n_batches += 1
+    result["plan"] = orm.Dict({"settings": hashes, "n_frames": len(targets["dataset"][1]), "n_batches": n_batches})
+    return result
+
+
+@calcfunction
+def prepare_labels(frames: DatasetData, batch: orm.Dict) -> dict[str, orm.Data]:
+    """Make the inputs of pw.x for the frames of a batch: structures, and each distinct mesh and set of parameters once.
+
+    :returns: ``structure_<i>`` for the i-th row of the batch, ``kpoints_<mesh>``, ``parameters_<...>``, and the
+        settings ``max_iterations`` and ``clean_workdir`` of :class:`PwBaseWorkChain`.
+    """
+    content = batch.get_dict()
+    spec = parse_batch(content)
+    if not isinstance(spec, QeFidelity):
+        raise TypeError(f"only batches of the qe engine are prepared, got {type(spec).__name__}")
+    isolated = content["source"] == "isolated"
+    result: dict[str, orm.Data] = {
+        "max_iterations": orm.Int(spec.max_iterations),
+        "clean_workdir": orm.Bool(True),
+    }
+    for i, row in enumerate(content["rows"]):
+        structure = _structure(frames[row], spec, isolated=isolated)
+        result[f"structure_{i:04d}"] = structure
+        mesh = mesh_from_distance(np.array(structure.cell), np.array(structure.pbc), spec.kpoints_distance_inv_ang)
+        if (label := kpoints_label(mesh)) not in result:
+            result[label] = kpoints = orm.KpointsData()
+            kpoints.set_kpoints_mesh(mesh)
+        symbols = sorted(structure.get_symbols_set())
+        if (label := parameters_label(symbols, len(structure.sites))) not in result:
+            result[label] = orm.Dict(spec.namelists(symbols, len(structure.sites), isolated=isolated))
+    return result
+
+
+@calcfunction
+def collect_labels(frames: DatasetData, batch: orm.Dict, **children: orm.Data) -> dict[str, orm.Data]:
+    """Turn what the label processes of a batch left into labelled rows, and failed rows with their class.
+
+    :param children: for the i-th row of the batch ``structure_<i>``, and, where they exist, ``parameters_<i>`` and
+        ``trajectory_<i>`` of a finished pw.x calculation, or ``retrieved_<i>`` of a failed one. Those of calculations
+        of an earlier campaign have the prefix ``reused_``.
+    :returns: ``dataset`` and ``report``: counts and what is known about each failure.
+    """
+    content = batch.get_dict()
+    rows = take_rows(frames, content["rows"])
+    outcomes = [outcome_of(children, i, rows.take([i]), parse_batch(content).labels) for i in range(len(rows))]
+    labelled = _with_outcomes(rows, content["fidelity"], outcomes)
+    node = DatasetData.from_frames(labelled, settings={content["fidelity"]: content["settings"]})
+    failures = [
+        {"frame_id": name, "class": o.failure.label, "uuid": o.uuid, "message": o.message}
+        for name, o in zip(rows.ids(), outcomes, strict=True)
+        if o.failure
+    ]
+    report = {
+        "fidelity": content["fidelity"],
+        "reused": sum(o.reused and not o.failure for o in outcomes),
+        "failures": failures,
+    }
+    return {"dataset": node, "report": orm.Dict(report)}
+
+
+@calcfunction
+def assemble_labels(dataset: DatasetData, plan: orm.Dict, **sources: orm.Data) -> dict[str, orm.Data]:
+    """Put all labels, computed now or earlier, onto the frames of the dataset, one row per frame and fidelity.
+
+    :param dataset: the frames that were to be labelled.
+    :param plan: of :func:`plan_labels`.
+    :param sources: ``isolated`` (frames of isolated atoms), ``part_<i>`` and ``report_<i>`` (of the batches),
+        ``earlier_<i>`` (datasets that held labels already).
+    :returns: ``dataset`` (absent if there is not one row) and ``summary``.
+    """
+    parts = [node for key, node in sorted(sources.items()) if key.startswith("part_")]
+    reports = [node.get_dict() for key, node in sorted(sources.items()) if key.startswith("report_")]
+    earlier = [dataset, *(node for key, node in sorted(sources.items()) if key.startswith("earlier_"))]
+    targets = _targets(dataset, sources.get("isolated"))
+    results, summary = [], {}
+    for name, settings in plan.get_dict()["settings"].items():
+        old = [
+            (node.filter(fidelity=other, labelled=True), other) for node in earlier for other in _names(node, settings)
+        ]
+        new = [(node.filter(fidelity=name), name) for node in parts if name in node.fidelities]
+        frames, tally = attach_labels(targets, name, [*new, *old])
+        results.append(frames)
+        mine = [report for report in reports if report["fidelity"] == name]
+        failures = [failure for report in mine for failure in report["failures"]]
+        computed = sum(int(part.labelled.sum()) for part, _ in new) - sum(report["reused"] for report in mine)
+        summary[name] = {
+            "settings": settings,
+            "frames": len(targets),
+            "computed": computed,
+            "reused": tally.labelled - computed,
+            "failed": tally.failed,
+            "not_run": tally.not_run,
+            "failures": dict(Counter(failure["class"] for failure in failures)),
+            "messages": failures[:MAX_MESSAGES],
+            "core_seconds": round(sum(float(np.nansum(part.cost)) for part, _ in new), 3),
+        }
+    rows = concatenate(results)
+    output: dict[str, orm.Data] = {"summary": orm.Dict({"fidelities": summary})}
+    if len(rows):
+        output["dataset"] = DatasetData.from_frames(rows, settings=plan.get_dict()["settings"])
+    return output
+
+
+def _md5s(sources: Mapping[str, orm.Data], index: int) -> dict[str, str]:
+    prefix = f"upf_{index}_"
+    return {key.removeprefix(prefix): node.md5 for key, node in sources.items() if key.startswith(prefix)}
+
+
+def _names(node: DatasetData, settings: str) -> list[str]:
+    """Fidelities of a dataset that were computed with the given settings, whatever their name."""
+    return [name for name, value in node.settings.items() if value == settings]
+
+
+def _known_ids(node: DatasetData, settings: str) -> np.ndarray:
+    found = [labelled_ids(node.filter(fidelity=name, labelled=True), name) for name in _names(node, settings)]
+    return np.concatenate([np.zeros((0, 16), dtype=np.uint8), *found])
+
+
+def _structure(frame: Frames, spec: QeFidelity, *, isolated: bool) -> orm.StructureData:
+    """Unstored StructureData of a frame of one row, in a box where the frame has no cell."""
+    padding = spec.box_ang / 2 if isolated else spec.padding_ang
+    positions, cell = boxed(frame.positions, frame.cell[0], frame.pbc[0], padding=padding)
+    atoms = frame.to_ase(0)
+    structure = orm.StructureData(cell=cell.tolist(), pbc=frame.pbc[0].tolist())
+    for symbol, position in zip(atoms.get_chemical_symbols(), positions, strict=True):
+        structure.append_atom(symbols=symbol, position=position.tolist())
+    return structure
+
+
+def _with_outcomes(rows: Frames, fidelity: str, outcomes: list[Outcome]) -> Frames:
+    """Rows with the labels, failures, costs and processes of their outcomes."""
+    n = len(rows)
+    forces = [
+        np.full((int(size), 3), np.nan) if o.forces is None else o.forces
+        for size, o in zip(rows.natoms, outcomes, strict=True)
+    ]
+    return without_labels(rows).with_columns(
+        energy=np.array([o.energy for o in outcomes], dtype="<f8"),
+        forces=np.concatenate(forces),
+        stress=np.array([np.full((3, 3), np.nan) if o.stress is None else o.stress for o in outcomes]),
+        failure=np.array([int(o.failure) for o in outcomes], dtype="|u1"),
+        cost=np.array([o.cost for o in outcomes], dtype="<f4"),
+        label_uuid=id_bytes([o.uuid or "0" * 32 for o in outcomes]),
+        label_row=np.full(n, NONE, dtype="<i4"),
+        fidelity=np.zeros(n, dtype="<i2"),
+        fidelities=(fidelity,),
+    )
+
+
+def _targets(dataset: DatasetData, isolated: DatasetData | None) -> Frames:
+    """Frames to label: each frame id once, then the isolated atoms that are not among them."""
+    frames = dataset.frames()
+    targets = frames.take(first_rows(frames.frame_id))
+    if isolated is None:
+        return targets
+    atoms = uuid_rows(isolated.frames(), "geometry_uuid", id_bytes([isolated.creator.uuid])[0])
+    return concatenate([targets, atoms.take(~contained(atoms.frame_id, frames.frame_id))])

@@ -1,0 +1,156 @@
+"""Labels from the output nodes of pw.x calculations, with units and signs made ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from aiida import orm
+from aiida.common.links import LinkType
+
+from aiida_mlip.data.batches import job_texts
+from aiida_mlip.kernel.cells import has_vacuum
+from aiida_mlip.kernel.failures import classify, summary_line
+from aiida_mlip.kernel.frames import Failure, Frames
+from aiida_mlip.kernel.units import GPA
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one frame.
+
+    :param energy: eV, NaN if failed.
+    :param forces: (a, 3) eV/Å or None.
+    :param stress: (3, 3) eV/Å³, tension positive, or None.
+    :param cost: core-seconds, NaN when not known.
+    :param uuid: calculation that made the label or failed, empty if there never was one.
+    :param reused: the calculation belongs to an earlier campaign.
+    :param message: for people, why it failed.
+    """
+
+    failure: Failure = Failure.NONE
+    energy: float = np.nan
+    forces: np.ndarray | None = None
+    stress: np.ndarray | None = None
+    cost: float = np.nan
+    uuid: str = ""
+    reused: bool = False
+    message: str = ""
+
+
+def kpoints_label(mesh: Sequence[int]) -> str:
+    """Output label of a mesh in :func:`~aiida_mlip.calculations.functions.label.prepare_labels`."""
+    return "kpoints_" + "_".join(str(int(n)) for n in mesh)
+
+
+def parameters_label(symbols: Sequence[str], n_atoms: int) -> str:
+    """Output label of the parameters of frames of these species and size."""
+    return f"parameters_{n_atoms}_{'_'.join(sorted(symbols))}"
+
+
+def outcome_of(children: Mapping[str, orm.Data], index: int, frame: Frames, labels: Sequence[str]) -> Outcome:
+    """Outcome of the ``index``-th frame of a batch from the nodes that its process left.
+
+    :param children: see :func:`~aiida_mlip.calculations.functions.label.collect_labels`.
+    :param frame: the frame itself, one row.
+    :param labels: which labels are kept.
+    """
+    prefix = "reused_" if f"reused_parameters_{index:04d}" in children else ""
+    found = {
+        kind: children.get(f"{prefix}{kind}_{index:04d}")
+        for kind in ("structure", "parameters", "trajectory", "retrieved")
+    }
+    if found["parameters"] is not None and found["trajectory"] is not None:
+        return _success(found["parameters"], found["trajectory"], frame, labels, reused=bool(prefix))
+    if found["retrieved"] is not None:
+        return _failure(found["retrieved"].creator)
+    return _vanished(found["structure"])
+
+
+def _success(
+    parameters: orm.Dict, trajectory: orm.TrajectoryData, frame: Frames, labels: Sequence[str], *, reused: bool
+) -> Outcome:
+    calculation = parameters.creator
+    known: dict[str, Any] = {"uuid": calculation.uuid, "cost": _core_seconds(calculation), "reused": reused}
+    content = parameters.get_dict()
+    if not _converged(content):
+        return Outcome(failure=Failure.SCF_NOT_CONVERGED, message="the scf did not converge", **known)
+    try:
+        energy = float(content["energy"])
+        forces = np.array(trajectory.get_array("forces")[-1], dtype="<f8") if "forces" in labels else None
+        names = trajectory.get_arraynames()
+        stress = np.array(trajectory.get_array("stress")[-1], dtype="<f8") if "stress" in names else None
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        return Outcome(failure=Failure.PARSE, message=f"no energy or forces in the output: {error}", **known)
+    if forces is not None and forces.shape != (frame.n_atoms, 3):
+        return Outcome(failure=Failure.PARSE, message=f"forces have shape {forces.shape}", **known)
+    if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
+        return Outcome(failure=Failure.IMPLAUSIBLE, message="energy or forces are not finite", **known)
+    wanted = "stress" in labels and frame.pbc[0].all() and stress is not None and np.isfinite(stress).all()
+    if stress is not None and wanted and not has_vacuum(frame.positions, frame.cell[0]):
+        # pw.x prints what the material exerts: compression positive
+        return Outcome(energy=energy, forces=forces, stress=-stress.reshape(3, 3) * GPA, **known)
+    return Outcome(energy=energy, forces=forces, **known)
+
+
+def _failure(calculation: orm.CalcJobNode) -> Outcome:
+    """Class of a calculation that ran and failed, from its exit code and all it printed."""
+    texts = job_texts(calculation)
+    failure = Failure.KILLED if calculation.is_killed else classify(calculation.exit_status, *texts)
+    message = summary_line(*texts) or str(calculation.exit_message or calculation.exception or "")
+    return Outcome(failure=failure, uuid=calculation.uuid, cost=_core_seconds(calculation), message=message)
+
+
+def _vanished(node: orm.Data | None) -> Outcome:
+    """Class of a process that left no files: never submitted, killed before it ran, or an exception."""
+    process = _consumer(node)
+    if process is None:
+        return Outcome(failure=Failure.SUBMISSION, message="no process was started")
+    jobs = [job for job in process.called_descendants if isinstance(job, orm.CalcJobNode)]
+    last = max(jobs, key=lambda job: job.pk) if jobs else process
+    killed = last.is_killed or process.is_killed
+    message = str(last.exception or last.exit_message or process.exception or process.exit_message or "")
+    return Outcome(
+        failure=Failure.KILLED if killed else Failure.SUBMISSION, uuid=last.uuid, message=message.strip()[-200:]
+    )
+
+
+def _consumer(node: orm.Data | None) -> orm.ProcessNode | None:
+    """Latest workchain, or job, that took a node as input."""
+    if node is None:
+        return None
+    for link in (LinkType.INPUT_WORK, LinkType.INPUT_CALC):
+        consumers = [
+            process
+            for process in node.base.links.get_outgoing(link_type=link).all_nodes()
+            if isinstance(process, orm.WorkChainNode | orm.CalcJobNode)
+        ]
+        if consumers:
+            return max(consumers, key=lambda process: process.pk)
+    return None
+
+
+def _converged(parameters: Mapping[str, Any]) -> bool:
+    convergence = parameters.get("convergence_info") or {}
+    return bool((convergence.get("scf_conv") or {}).get("convergence_achieved", True))
+
+
+def _core_seconds(calculation: orm.CalcJobNode) -> float:
+    """Wall time times cores of all runs of the frame, NaN when none is known."""
+    runs = calculation.caller.called if calculation.caller is not None else [calculation]
+    times = []
+    for run in runs:
+        if isinstance(run, orm.CalcJobNode) and "output_parameters" in run.outputs:
+            wall = run.outputs.output_parameters.get_dict().get("wall_time_seconds")
+            if wall is not None:
+                times.append(float(wall) * _cores(run))
+    return sum(times) if times else np.nan
+
+
+def _cores(calculation: orm.CalcJobNode) -> int:
+    resources = calculation.get_option("resources") or {}
+    per_machine = resources.get("num_mpiprocs_per_machine") or 1
+    ranks = resources.get("tot_num_mpiprocs") or resources.get("num_machines", 1) * per_machine
+    return int(ranks * (resources.get("num_cores_per_mpiproc") or 1))

@@ -1,0 +1,41 @@
+"""Batches: rows of a dataset to be labelled at one fidelity, and what their jobs leave behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from aiida import orm
+
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.kernel.frames import Frames
+from aiida_mlip.protocols.fidelity import Fidelity, parse_fidelities
+
+
+def parse_batch(content: Mapping[str, Any]) -> Fidelity:
+    """Level of theory of a batch.
+
+    :param content: of the batch's Dict: ``fidelity`` (name), ``spec``, ``settings`` (hash), ``rows``, ``source``.
+    :raises ProtocolError: the specification is not valid.
+    """
+    return parse_fidelities({content["fidelity"]: content["spec"]})[content["fidelity"]]
+
+
+def take_rows(dataset: DatasetData, rows: Sequence[int]) -> Frames:
+    """Frames of some rows of a dataset, in the order given; only the span of shards they lie in is read."""
+    low = min(rows)
+    return dataset[low : max(rows) + 1].take(np.asarray(rows) - low)
+
+
+def job_texts(calculation: orm.CalcJobNode) -> list[str]:
+    """Everything a job printed: what the scheduler said, its output, its crash file."""
+    texts = [calculation.get_scheduler_stderr() or ""]
+    try:
+        retrieved = calculation.outputs.retrieved
+    except AttributeError:
+        return texts
+    names = {str(calculation.get_option("output_filename")), "CRASH", "_scheduler-stdout.txt"}
+    for name in sorted(names & set(retrieved.base.repository.list_object_names())):
+        texts.append(retrieved.base.repository.get_object_content(name, mode="rb").decode(errors="replace"))
+    return texts

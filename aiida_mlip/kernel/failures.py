@@ -1,0 +1,88 @@
+"""Why a label is missing: a class from what a program and the scheduler left behind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Final
+
+from aiida_mlip.kernel.frames import Failure
+
+#: Exit codes of aiida-core and aiida-quantumespresso whose meaning does not depend on the output.
+_EXIT_STATUS: Final[Mapping[int, Failure]] = {
+    110: Failure.OUT_OF_MEMORY,
+    120: Failure.WALLTIME,
+    130: Failure.SUBMISSION,
+    140: Failure.CRASHED,
+    340: Failure.WALLTIME,
+    400: Failure.WALLTIME,
+    410: Failure.SCF_NOT_CONVERGED,
+    510: Failure.SCF_NOT_CONVERGED,
+    511: Failure.SCF_NOT_CONVERGED,
+    710: Failure.SCF_NOT_CONVERGED,
+}
+#: What schedulers, launchers, kernels and pw.x say, most telling first. Without Slurm accounting this is all there is.
+_TEXT: Final[tuple[tuple[Failure, re.Pattern[str]], ...]] = (
+    (
+        Failure.OUT_OF_MEMORY,
+        re.compile(
+            r"out of memory|oom[-_ ]?kill|cannot allocate memory|std::bad_alloc|memoryerror|"
+            r"exceeded (?:job )?memory limit|allocate.{0,40}(?:fail|error)|"
+            r"error.{0,20}allocat|insufficient virtual memory",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        Failure.WALLTIME,
+        re.compile(
+            r"due to time limit|time limit exceeded|walltime.{0,30}exceed|exceed.{0,30}walltime|"
+            r"maximum cpu time exceeded|term_runlimit|wall clock limit",
+            re.IGNORECASE,
+        ),
+    ),
+    (
+        Failure.SCF_NOT_CONVERGED,
+        re.compile(r"convergence not achieved|convergence NOT achieved|scf (?:has )?not converged", re.IGNORECASE),
+    ),
+    (
+        Failure.CRASHED,
+        re.compile(
+            r"error in routine|segmentation fault|sigsegv|sigfpe|sigabrt|floating point exception|"
+            r"mpi_abort was|traceback \(most recent|killed|stopping \.\.\.",
+            re.IGNORECASE,
+        ),
+    ),
+)
+
+
+def classify(exit_status: int | None, *texts: str) -> Failure:
+    """Class of a failed label.
+
+    A known exit status decides, except where the text is more telling: without scheduler accounting a job that ran out
+    of time or memory ends with a parser's exit status.
+
+    :param exit_status: of the calculation job, or None when it never got one.
+    :param texts: standard output, standard error, crash file, scheduler's standard error.
+    """
+    known = _EXIT_STATUS.get(exit_status) if exit_status is not None else None
+    if known is not None:
+        return known
+    for failure, pattern in _TEXT:
+        if any(pattern.search(text) for text in texts):
+            return failure
+    # an output that just stops: the program was ended from outside, or died without a word
+    if any(text.strip() for text in texts) and exit_status in (None, 303, 305, 310, 311, 312, 320, 321):
+        return Failure.CRASHED
+    return Failure.PARSE
+
+
+def summary_line(*texts: str, limit: int = 200) -> str:
+    """The line of the texts that says most about a failure, for people; empty if none does."""
+    for _, pattern in _TEXT:
+        for text in texts:
+            if match := pattern.search(text):
+                start = text.rfind("\n", 0, match.start()) + 1
+                end = text.find("\n", match.end())
+                lines = text[start : None if end < 0 else end + 1 + limit].splitlines()
+                return " ".join(line.strip() for line in lines[:2]).strip()[:limit]
+    return ""

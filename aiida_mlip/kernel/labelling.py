@@ -1,0 +1,105 @@
+"""Which rows need a label, and putting labels onto the frames they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from aiida_mlip.kernel.frames import NONE, Frames, concatenate, from_arrays, id_keys
+
+#: Generator name of an isolated atom.
+ISOLATED_ATOM: Final[str] = "isolated_atom"
+_LABEL_COLUMNS: Final[tuple[str, ...]] = ("energy", "stress", "failure", "cost", "label_uuid", "label_row")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What became of the frames at one fidelity: numbers of rows, and core-seconds of what was computed now."""
+
+    labelled: int
+    failed: int
+    not_run: int
+
+
+def first_rows(frame_id: np.ndarray) -> Int[np.ndarray, " u"]:
+    """(u,) rows where a frame id appears for the first time, in order.
+
+    :param frame_id: (n, 16) frame ids.
+    """
+    return np.sort(np.unique(id_keys(frame_id), return_index=True)[1])
+
+
+def contained(frame_id: np.ndarray, known: np.ndarray) -> Bool[np.ndarray, " n"]:
+    """(n,) whether a frame id is among the known ones.
+
+    :param frame_id: (n, 16) frame ids.
+    :param known: (m, 16) frame ids.
+    """
+    return np.isin(id_keys(frame_id), id_keys(known))
+
+
+def isolated_atoms(numbers: Iterable[int]) -> Frames:
+    """One frame per atomic number: a single atom at the origin, without cell and periodicity."""
+    species = sorted({int(z) for z in numbers})
+    return from_arrays(
+        natoms=np.ones(len(species), dtype=int),
+        numbers=np.array(species),
+        positions=np.zeros((len(species), 3)),
+        generator=np.zeros(len(species)),
+        generators=(ISOLATED_ATOM,),
+    )
+
+
+def without_labels(frames: Frames) -> Frames:
+    """Same frames and lineage, no labels."""
+    blank = from_arrays(natoms=frames.natoms, numbers=frames.numbers, positions=frames.positions)
+    columns = {name: getattr(blank, name) for name in (*_LABEL_COLUMNS, "forces", "fidelity")}
+    return frames.with_columns(**columns, fidelities=())
+
+
+def attach_labels(frames: Frames, fidelity: str, sources: Sequence[tuple[Frames, str]]) -> tuple[Frames, Tally]:
+    """Put the labels of one fidelity onto frames: geometry and lineage of the frames, labels of the sources.
+
+    :param frames: rows with distinct frame ids; labels they carry are ignored.
+    :param fidelity: name the result carries.
+    :param sources: (frames, name of that fidelity in them), most trusted first. A labelled row is preferred to a
+        failed one; rows of other fidelities are ignored.
+    :returns: rows for which a source has a label or a failure, in order, and the tally.
+    """
+    parts = []
+    for source, name in sources:
+        if name not in source.fidelities:
+            continue
+        mine = source.fidelity == source.fidelities.index(name)
+        parts.append(source.take(mine & (source.labelled | (source.failure != 0))))
+    pool = concatenate(parts) if parts else frames.take([])
+    # a stable sort puts labelled rows first, then trusted sources; np.unique then finds the first of each id
+    order = np.argsort(~pool.labelled, kind="stable")
+    keys, first = np.unique(id_keys(pool.frame_id)[order], return_index=True)
+    wanted = id_keys(frames.frame_id)
+    found = np.isin(wanted, keys)
+    rows = order[first][np.searchsorted(keys, wanted[found])] if found.any() else np.zeros(0, dtype=int)
+    labels = pool.take(rows)
+    columns = {name: getattr(labels, name) for name in (*_LABEL_COLUMNS, "forces")}
+    result = without_labels(frames.take(found)).with_columns(
+        **columns, fidelity=np.zeros(len(rows), dtype="<i2"), fidelities=(fidelity,)
+    )
+    failed = int((~result.labelled).sum())
+    return result, Tally(labelled=len(result) - failed, failed=failed, not_run=len(frames) - len(result))
+
+
+def uuid_rows(frames: Frames, column: str, value: np.ndarray) -> Frames:
+    """Frames with an identifier filled in where a column of identifiers has none."""
+    ids = getattr(frames, column).copy()
+    ids[~ids.any(axis=1)] = value
+    return frames.with_columns(**{column: ids})
+
+
+def labelled_ids(frames: Frames, fidelity: str) -> np.ndarray:
+    """(m, 16) ids of the frames labelled at a fidelity."""
+    index = frames.fidelities.index(fidelity) if fidelity in frames.fidelities else NONE - 1
+    return frames.frame_id[(frames.fidelity == index) & frames.labelled]
