@@ -22,3 +22,7 @@ GPA: Final[float] = 1e9 * 1e-30 / constants.e
 KBAR: Final[float] = 0.1 * GPA
 #: Boltzmann constant in eV/K.
 BOLTZMANN: Final[float] = constants.physical_constants["Boltzmann constant in eV/K"][0]
+#: fs per Rydberg atomic unit of time, ħ/Ry (that of pw.x).
+RYDBERG_TIME: Final[float] = constants.hbar / (RYDBERG * constants.e) * 1e15
+#: eV per amu·Å²/fs².
+AMU_ANG2_PER_FS2: Final[float] = constants.atomic_mass * 1e10 / constants.e
