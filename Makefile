@@ -33,12 +33,10 @@ test: env
 	pytest
 
 check: $(VENV)/.installed
-	ruff check
-	ruff format --check
-	mypy
-	lint-imports
-	deptry .
-	codespell
+	@status=0; \
+	for tool in "ruff check" "ruff format --check" mypy lint-imports "deptry ." codespell; do \
+	    echo "== $$tool"; $$tool || status=1; \
+	done; exit $$status
 
 # apt and the Python packages in parallel; where ensurepip is missing, python3-venv has to come first.
 env:

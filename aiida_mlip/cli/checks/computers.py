@@ -55,7 +55,8 @@ def _check_connection(computer: Computer, subject: str) -> Iterator[Finding]:
         said = (stdout.replace("aiida\n", "") + stderr).strip().splitlines()[0]
         yield Finding(subject, "fix", f"its shell prints on its own: {said[:60]!r}", "silence ~/.bashrc there")
     else:
-        message = f"{computer.transport_type}, {computer.scheduler_type}, {len(jobs)} job(s) seen, {workdir}"
+        seen = "" if computer.scheduler_type == "core.direct" else f", {len(jobs)} job(s) seen"
+        message = f"{computer.transport_type}, {computer.scheduler_type}{seen}, {workdir}"
         yield Finding(subject, "ok", message)
     if computer.get_configuration().get("use_login_shell"):
         cure = f"verdi computer configure {computer.transport_type} {computer.label} --no-use-login-shell -n"
