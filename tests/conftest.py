@@ -176,3 +176,92 @@ def si8():
 def rng() -> np.random.Generator:
     """Seeded random numbers."""
     return np.random.default_rng(20261121)
+
+
+@pytest.fixture(scope="session")
+def toy_package(tmp_path_factory) -> Path:
+    """A NequIP package (Si and C, cutoff 4 Å, double precision) trained for one epoch on Lennard-Jones labels."""
+    return _train_toy(tmp_path_factory.mktemp("toy"))
+
+
+def _train_toy(folder: Path) -> Path:
+    import ase.io
+    import yaml
+    from ase.build import bulk
+    from ase.calculators.lj import LennardJones
+
+    images = []
+    for seed, name in enumerate(["Si", "Si", "SiC", "SiC"]):
+        crystal = {"crystalstructure": "zincblende", "a": 4.4} if name == "SiC" else {}
+        atoms = bulk(name, cubic=True, **crystal)
+        atoms.rattle(0.05, seed=seed)
+        atoms.calc = LennardJones(sigma=1.8, epsilon=0.5, rc=4.0)
+        atoms.get_forces()
+        atoms.get_stress()
+        images.append(atoms)
+    ase.io.write(folder / "frames.xyz", images)
+    (folder / "config.yaml").write_text(yaml.safe_dump(_toy_config()), encoding="utf-8")
+    for command in (
+        ["nequip-train", "-cn", "config.yaml"],
+        ["nequip-package", "build", "best.ckpt", "toy.nequip.zip"],
+    ):
+        run = subprocess.run(
+            [str(BIN / command[0]), *command[1:]], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if run.returncode:
+            pytest.fail(f"{' '.join(command)} failed:\n{(run.stdout + run.stderr)[-3000:]}")
+    return folder / "toy.nequip.zip"
+
+
+def _toy_config() -> dict:
+    types = ["Si", "C"]
+    loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": 1}
+    return {
+        "run": ["train"],
+        "data": {
+            "_target_": "nequip.data.datamodule.ASEDataModule",
+            "seed": 1,
+            "split_dataset": {"file_path": "frames.xyz", "train": 3, "val": 1},
+            "transforms": [
+                {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "model_type_names": types},
+                {"_target_": "nequip.data.transforms.NeighborListTransform", "r_max": 4.0},
+            ],
+            "train_dataloader": loader,
+            "val_dataloader": loader,
+        },
+        "trainer": {
+            "_target_": "lightning.Trainer",
+            "accelerator": "cpu",
+            "max_epochs": 1,
+            "logger": False,
+            "enable_progress_bar": False,
+            "callbacks": [
+                {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": ".", "filename": "best"}
+            ],
+        },
+        "training_module": {
+            "_target_": "nequip.train.EMALightningModule",
+            "loss": {
+                "_target_": "nequip.train.EnergyForceLoss",
+                "coeffs": {"total_energy": 1.0, "forces": 1.0},
+            },
+            "val_metrics": {"_target_": "nequip.train.EnergyForceMetrics", "coeffs": {"forces_rmse": 1.0}},
+            "optimizer": {"_target_": "torch.optim.Adam", "lr": 0.01},
+            "model": {
+                "_target_": "nequip.model.NequIPGNNModel",
+                "seed": 3,
+                "model_dtype": "float64",
+                "type_names": types,
+                "r_max": 4.0,
+                "num_bessels": 4,
+                "num_layers": 2,
+                "l_max": 1,
+                "num_features": 4,
+                "avg_num_neighbors": 14.0,
+                "per_type_energy_shifts": {"Si": -1.0, "C": -2.0},
+                "per_type_energy_scales": 1.0,
+                "radial_mlp_depth": 1,
+                "radial_mlp_width": 8,
+            },
+        },
+    }

@@ -8,7 +8,9 @@ Loading the model executes that code; this module only checks the archive and re
 from __future__ import annotations
 
 import hashlib
+import lzma
 import math
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,19 @@ _METADATA: Final[str] = "package_metadata.txt"
 _CONFIG: Final[str] = "config.yaml"
 _MODEL: Final[str] = "eager_model.pkl"
 _CHUNK: Final[int] = 1 << 20
+#: Everything that :mod:`zipfile` raises for damaged archives (found by flipping bits: see the tests).
+_UNREADABLE: Final = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+)
 _LINK: Final[int] = 0o120000
 _TYPE_BITS: Final[int] = 0o170000
 
@@ -90,7 +105,9 @@ def read_package(stream: IO[bytes], *, source: str) -> ModelPackage:
             _check_content(archive, source)
             metadata = _read_yaml(archive, members, _METADATA, source)
             config = _read_yaml(archive, members, _CONFIG, source) if _CONFIG in members else {}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except FileFormatError:
+        raise
+    except _UNREADABLE as error:
         raise FileFormatError(f"{source}: not a readable model package, truncated or changed ({error})") from error
     except OSError as error:
         raise FileFormatError(f"{source}: cannot be read ({error})") from error
