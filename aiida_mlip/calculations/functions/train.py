@@ -1,0 +1,83 @@
+"""Calculation functions of a training: the plan (split, settings of each member), changed settings, error table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from aiida import orm
+from aiida.engine import ExitCode, calcfunction
+
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.errors import MlipError
+from aiida_mlip.kernel.splits import Split
+from aiida_mlip.kernel.training import ErrorTable, split_for, tabulate_errors
+from aiida_mlip.protocols import train as protocol
+
+
+@calcfunction
+def plan_training(dataset: DatasetData, settings: orm.Dict) -> dict[str, orm.Data] | ExitCode:
+    """Split the frames and write out the settings of every member, of the live monitor and of the evaluation.
+
+    Outputs ``split``; ``settings_<i>`` and ``member_<i>`` for each member; ``monitor``; ``evaluation``.
+    """
+    try:
+        full = protocol.train_settings(settings.get_dict())
+        split = split_for(dataset.frames(), full.split.model_dump(), members=full.committee, fidelity=full.fidelity)
+    except MlipError as error:
+        return ExitCode(200, str(error))
+    plain = full.model_dump()
+    outputs: dict[str, orm.Data] = {
+        "split": split_node(split),
+        "monitor": orm.Dict(monitor_of(full)),
+        "evaluation": orm.Dict({"device": full.device}),
+    }
+    for member in range(full.committee):
+        outputs[f"settings_{member}"] = orm.Dict({**plain, "member": member})
+        outputs[f"member_{member}"] = orm.Int(member)
+    return outputs
+
+
+@calcfunction
+def lower_learning_rate(settings: orm.Dict) -> orm.Dict | ExitCode:
+    """Settings with a lower learning rate."""
+    try:
+        return orm.Dict(protocol.lower_learning_rate(settings.get_dict()))
+    except MlipError as error:
+        return ExitCode(200, str(error))
+
+
+@calcfunction
+def reduce_batch_size(settings: orm.Dict) -> orm.Dict | ExitCode:
+    """Settings with smaller batches."""
+    try:
+        return orm.Dict(protocol.reduce_batch_size(settings.get_dict()))
+    except MlipError as error:
+        return ExitCode(200, str(error))
+
+
+@calcfunction
+def tabulate(**errors: orm.Dict) -> orm.Dict:
+    """One table of the errors of all members, given as ``member_<i>`` and ``external_<i>``."""
+    table: ErrorTable = tabulate_errors({name: node.get_dict() for name, node in errors.items()})
+    return orm.Dict(table)
+
+
+def split_node(split: Split) -> orm.ArrayData:
+    """Unstored node of a split: ``frame_id`` (n, 16), ``group`` (n,), ``member_<i>`` (n,)."""
+    node = orm.ArrayData()
+    node.set_array("frame_id", np.ascontiguousarray(split.frame_id))
+    node.set_array("group", np.ascontiguousarray(split.group))
+    for member, parts in enumerate(split.parts):
+        node.set_array(f"member_{member}", np.ascontiguousarray(parts))
+    node.base.attributes.set("counts", split.counts())
+    return node
+
+
+def monitor_of(settings: protocol.TrainSettings) -> dict[str, Any]:
+    """Input ``monitors.divergence`` of a training."""
+    return {
+        "entry_point": "aiida_mlip.training_diverged",
+        "kwargs": {"factor": settings.divergence_factor, "epochs": settings.divergence_epochs},
+        "minimum_poll_interval": 10,
+    }

@@ -1,0 +1,347 @@
+"""NequipTrainCalculation: one training with the unmodified ``nequip-train``, and a package of its best checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import yaml
+from aiida import orm
+from aiida.common.datastructures import CalcInfo, CodeInfo
+from aiida.common.folders import Folder
+from aiida.engine import CalcJob
+
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.errors import InvalidInputError, MlipError
+from aiida_mlip.io.extxyz import write_extxyz
+from aiida_mlip.io.nequip_config import (
+    CHECKPOINT_DIR,
+    CONFIG_FILE,
+    LAST_CHECKPOINT,
+    METRICS_FILE,
+    TRAIN_FILE,
+    VAL_FILE,
+    TrainingData,
+    TrainingStart,
+    config_text,
+    nequip_config,
+)
+from aiida_mlip.io.nequip_script import (
+    BEST_FILE,
+    INITIAL_DIR,
+    PACKAGE_FILE,
+    PACKAGE_LOG,
+    STATUS_FILE,
+    after_training,
+    before_training,
+)
+from aiida_mlip.kernel.frames import Frames
+from aiida_mlip.kernel.reference_energies import fit_reference_energies, rms_force
+from aiida_mlip.kernel.splits import Part
+from aiida_mlip.protocols.train import TrainSettings, train_settings
+
+STDOUT, STDERR = "train.out", "train.err"
+HISTORY_DIR = "history"
+
+
+class NequipTrainCalculation(CalcJob):
+    """Train one NequIP potential on the training part of a dataset.
+
+    Entry point ``aiida_mlip.nequip_train``. The code is ``nequip-train`` by its absolute path; ``nequip-package`` is
+    looked for beside it. Training ends by itself before the walltime, leaves checkpoints in the remote folder, and
+    is continued by a job with that folder as ``restart_folder``.
+    """
+
+    @classmethod
+    def define(cls, spec: Any) -> None:  # Any: aiida-core ships no type for process specs
+        """Ports and exit codes."""
+        super().define(spec)
+        spec.input("dataset", valid_type=DatasetData, help="Labelled frames.")
+        spec.input("split", valid_type=orm.ArrayData, help="Arrays `frame_id` (n, 16) and `member_<i>` (n,): parts.")
+        spec.input(
+            "settings",
+            valid_type=orm.Dict,
+            validator=_validate_settings,
+            help="`protocol` and overrides, see aiida_mlip.protocols.train; `member` selects the part of the split.",
+        )
+        spec.input(
+            "restart_folder",
+            valid_type=orm.RemoteData,
+            required=False,
+            help="Go on exactly where this training ended: weights, optimizer, epoch.",
+        )
+        spec.input(
+            "initial_folder",
+            valid_type=orm.RemoteData,
+            required=False,
+            help="Begin a new training from the best weights of this one.",
+        )
+        spec.input(
+            "initial_potential",
+            valid_type=PotentialData,
+            required=False,
+            help="Begin a new training from the weights of this potential (fine-tuning).",
+        )
+        spec.inputs["metadata"]["options"]["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
+        spec.inputs["metadata"]["options"]["parser_name"].default = "aiida_mlip.nequip_train"
+        spec.inputs["metadata"]["options"]["withmpi"].default = False
+        spec.inputs["metadata"]["options"]["output_filename"].default = STDOUT
+        spec.inputs["metadata"]["options"]["scheduler_stderr"].default = "_scheduler-stderr.txt"
+        spec.inputs.validator = _validate_inputs
+
+        spec.output("potential", valid_type=PotentialData, required=False, help="Package of the best checkpoint.")
+        spec.output("curves", valid_type=orm.ArrayData, required=False, help="Errors per epoch.")
+        spec.output("summary", valid_type=orm.Dict, required=False, help="Epochs, best epoch, frames seen, ending.")
+        spec.default_output_node = "summary"
+
+        spec.exit_code(300, "ERROR_NO_OUTPUT", message="Nothing was retrieved.", invalidates_cache=True)
+        spec.exit_code(
+            301, "ERROR_NO_CHECKPOINT", message="Training left no checkpoint: {reason}", invalidates_cache=True
+        )
+        spec.exit_code(302, "ERROR_NO_PACKAGE", message="The checkpoint could not be packaged: {reason}")
+        spec.exit_code(
+            303, "ERROR_OUTPUT_TRUNCATED", message="The metrics cannot be read: {reason}", invalidates_cache=True
+        )
+        spec.exit_code(310, "ERROR_FRAMES_MISMATCH", message="Trained on {seen} frames, but the split has {expected}.")
+        spec.exit_code(400, "ERROR_WALLTIME", message="Out of time after {epochs} epochs.", invalidates_cache=True)
+        spec.exit_code(401, "ERROR_OUT_OF_MEMORY", message="Out of memory.", invalidates_cache=True)
+        spec.exit_code(410, "ERROR_NOT_FINITE", message="The validation error became NaN or infinite in epoch {epoch}.")
+        spec.exit_code(411, "ERROR_DIVERGED", message="The validation error grew past {factor} times its best.")
+        spec.exit_code(
+            420, "ERROR_INCOMPLETE", message="Training ended after {epochs} epochs: {reason}", invalidates_cache=True
+        )
+
+    def prepare_for_submission(self, folder: Folder) -> CalcInfo:
+        """Write configuration and frames, and say what to copy, run and retrieve."""
+        settings = train_settings(self.inputs.settings.get_dict())
+        train, val = training_frames(self.inputs.dataset, self.inputs.split, settings)
+        copies, start = self._starting_point(folder)
+        data = self._training_data(train, val, settings)
+        values = settings.model_dump()
+        values["model"]["cutoff_ang"] = self._cutoff(settings)
+        config = nequip_config(values, data, seed=settings.seed + settings.member, start=start)
+        with folder.open(CONFIG_FILE, "w", encoding="utf-8") as handle:
+            handle.write(config_text(config))
+        for name, frames in ((TRAIN_FILE, train), (VAL_FILE, val)):
+            with folder.open(name, "w", encoding="utf-8") as handle:
+                write_extxyz(frames, handle, nan_missing=True, lineage=False)
+
+        code = CodeInfo()
+        code.code_uuid = self.inputs.code.uuid
+        code.cmdline_params = ["-cn", "config", "hydra.run.dir=.", "hydra.output_subdir=null"]
+        code.stdout_name, code.stderr_name = self.inputs.metadata.options.output_filename, STDERR
+
+        info = CalcInfo()
+        info.codes_info = [code]
+        info.prepend_text = before_training(
+            threads=settings.threads or self.inputs.metadata.options.resources.get("num_cores_per_mpiproc"),
+            initial=str(PurePosixPath(start.initial_checkpoint).parent) if start.initial_checkpoint else None,
+        )
+        info.append_text = after_training(_packager(self.inputs.code))
+        info.remote_copy_list = copies
+        info.provenance_exclude_list = [TRAIN_FILE, VAL_FILE, f"{INITIAL_DIR}/{PACKAGE_FILE}"]
+        info.retrieve_list = [
+            code.stdout_name,
+            STDERR,
+            STATUS_FILE,
+            PACKAGE_LOG,
+            PACKAGE_FILE,
+            (METRICS_FILE, ".", 2),
+            *([(f"{HISTORY_DIR}/*.csv", ".", 2)] if start.checkpoint else []),
+        ]
+        return info
+
+    def _training_data(self, train: Frames, val: Frames, settings: TrainSettings) -> TrainingData:
+        """Species, reference energies and force scale of the training frames, and what both parts have labels of."""
+        fidelity = str(train.fidelities[train.fidelity[0]])
+        species = tuple(self.inputs.dataset.species)
+        if "initial_potential" in self.inputs:
+            species = tuple(self.inputs.initial_potential.species)
+        elif (earlier := self._earlier_config()) is not None:
+            species = tuple(earlier["model_type_names"])
+        references = reference_energies_of(self.inputs.dataset, train, species, settings, fidelity)
+        return TrainingData(
+            species=species,
+            reference_energies=references,
+            force_scale_ev_per_ang=rms_force(train),
+            with_forces=all(bool(np.isfinite(frames.forces).any()) for frames in (train, val)),
+            with_stress=all(bool(np.isfinite(frames.stress).any()) for frames in (train, val)),
+        )
+
+    def _earlier_config(self) -> dict[str, Any] | None:
+        """Configuration of the training whose weights this one starts from, if that was one of ours."""
+        for port in ("restart_folder", "initial_folder"):
+            if port in self.inputs and isinstance(job := self.inputs[port].creator, orm.CalcJobNode):
+                return config_of(job)
+        return None
+
+    def _cutoff(self, settings: TrainSettings) -> float:
+        """Cutoff (Å) of the model: weights that are given bring their own."""
+        if "initial_potential" in self.inputs:
+            return float(self.inputs.initial_potential.cutoff_ang)
+        earlier = self._earlier_config()
+        return settings.model.cutoff_ang if earlier is None else cutoff_of(earlier)
+
+    def _starting_point(self, folder: Folder) -> tuple[list[tuple[str, str, str]], TrainingStart]:
+        """Remote copies to make, and where the weights come from."""
+        copies: list[tuple[str, str, str]] = []
+        checkpoint = initial_checkpoint = initial_package = None
+        if "restart_folder" in self.inputs:
+            source = self.inputs.restart_folder
+            copies += _copies(source, (CHECKPOINT_DIR, CHECKPOINT_DIR), *_initial(source))
+            depth = len(_chain(source))
+            copies += _copies(source, (METRICS_FILE, f"{HISTORY_DIR}/{depth:03d}.csv"))
+            if depth > 1:
+                copies = [*_copies(source, (HISTORY_DIR, HISTORY_DIR)), *copies]
+            checkpoint = LAST_CHECKPOINT
+        if "initial_folder" in self.inputs:
+            source = self.inputs.initial_folder
+            target = f"{INITIAL_DIR}/{source.uuid[:8]}"
+            copies += _copies(source, *_initial(source), (CHECKPOINT_DIR, target))
+            initial_checkpoint = f"{target}/{BEST_FILE}"
+        if "initial_potential" in self.inputs:
+            initial_package = f"{INITIAL_DIR}/{PACKAGE_FILE}"
+            folder.get_subfolder(INITIAL_DIR, create=True)
+            with self.inputs.initial_potential.open_package() as package, folder.open(initial_package, "wb") as handle:
+                handle.write(package.read())
+        return copies, TrainingStart(
+            checkpoint=checkpoint,
+            initial_checkpoint=initial_checkpoint,
+            initial_package=initial_package,
+            max_time_s=self._time_budget(),
+        )
+
+    def _time_budget(self) -> int | None:
+        """Seconds of training, those of the continued jobs included; leaves time to start up and to package."""
+        walltime = self.inputs.metadata.options.get("max_wallclock_seconds")
+        if walltime is None:
+            return None
+        budget = max(int(0.9 * walltime - 30), walltime // 2, 1)
+        if "restart_folder" in self.inputs:
+            # the timer of the trainer is part of the checkpoint: it goes on counting
+            budget += sum(_budget_of(job) for job in _chain(self.inputs.restart_folder)[:1])
+        return budget
+
+
+# -- from nodes to arrays --------------------------------------------------------------------------------------
+
+
+def training_frames(dataset: DatasetData, split: orm.ArrayData, settings: TrainSettings) -> tuple[Frames, Frames]:
+    """Training and validation frames of one member.
+
+    :raises InvalidInputError: the split belongs to another dataset, lacks the member, or leaves a part empty.
+    """
+    name = f"member_{settings.member}"
+    if name not in split.get_arraynames():
+        raise InvalidInputError(f"the split has no {name}; it has {sorted(split.get_arraynames())}")
+    frames = dataset.frames()
+    if not np.array_equal(split.get_array("frame_id"), frames.frame_id):
+        raise InvalidInputError(
+            f"the split <{split.uuid}> is not one of this dataset <{dataset.uuid}>: its frame ids differ"
+        )
+    parts = split.get_array(name)
+    chosen = tuple(frames.take(parts == part) for part in (Part.TRAIN, Part.VAL))
+    for part, selected in zip(("training", "validation"), chosen, strict=True):
+        if len(selected) == 0:
+            raise InvalidInputError(f"{name} of the split has no {part} frames")
+        if len(np.unique(selected.fidelity)) > 1 or (selected.fidelity < 0).any():
+            raise InvalidInputError(f"the {part} frames of {name} are not all labelled at one fidelity")
+    return chosen[0], chosen[1]
+
+
+def reference_energies_of(
+    dataset: DatasetData, train: Frames, species: tuple[str, ...], settings: TrainSettings, fidelity: str
+) -> dict[str, float]:
+    """Energy shifts of the model (eV per atom): isolated atoms where known, and a fit to the training frames.
+
+    :raises InvalidInputError: ``reference: isolated``, but the dataset lacks an isolated atom.
+    """
+    prior = dataset.reference_energies.get(fidelity, {})
+    if settings.reference == "isolated":
+        if missing := [symbol for symbol in species if symbol not in prior]:
+            raise InvalidInputError(
+                f"'reference: isolated' needs an isolated atom of {', '.join(missing)} labelled at {fidelity!r}; "
+                "use 'reference: fit' or label one"
+            )
+        return {symbol: prior[symbol] for symbol in species}
+    return fit_reference_energies(train, species, prior=prior)
+
+
+# -- the jobs behind a remote folder ------------------------------------------------------------------------------
+
+
+def _chain(folder: orm.RemoteData) -> list[orm.CalcJobNode]:
+    """The training that left this folder, and those it continued, newest first."""
+    chain: list[orm.CalcJobNode] = []
+    job = folder.creator
+    while isinstance(job, orm.CalcJobNode):
+        chain.append(job)
+        job = job.inputs.restart_folder.creator if "restart_folder" in job.inputs else None
+    return chain
+
+
+def config_of(job: orm.CalcJobNode) -> dict[str, Any]:
+    """Configuration that a training was given."""
+    config: dict[str, Any] = yaml.safe_load(job.base.repository.get_object_content(CONFIG_FILE))
+    return config
+
+
+def cutoff_of(config: dict[str, Any]) -> float:
+    """Cutoff (Å) of the neighbour list in a configuration."""
+    return float(next(item["r_max"] for item in config["data"]["transforms"] if "r_max" in item))
+
+
+def _budget_of(job: orm.CalcJobNode) -> int:
+    """Seconds of training after which this job's timer stops it, those it continued included."""
+    return int(config_of(job)["trainer"].get("max_time", {}).get("seconds", 0))
+
+
+def _initial(source: orm.RemoteData) -> tuple[tuple[str, str], ...]:
+    """The folder of initial weights, if the training that left ``source`` had one: its checkpoints refer to it."""
+    job = source.creator
+    ports = ("initial_folder", "initial_potential")
+    if not isinstance(job, orm.CalcJobNode) or not any(port in job.inputs for port in ports):
+        return ()
+    return ((INITIAL_DIR, INITIAL_DIR),)
+
+
+def _copies(source: orm.RemoteData, *pairs: tuple[str, str]) -> list[tuple[str, str, str]]:
+    root = PurePosixPath(source.get_remote_path())
+    return [(source.computer.uuid, str(root / what), where) for what, where in pairs]
+
+
+def _packager(code: orm.AbstractCode) -> str:
+    """``nequip-package`` in the folder of ``nequip-train``; a bare name is looked for on the PATH."""
+    executable = PurePosixPath(str(code.get_executable()))
+    return str(executable.parent / "nequip-package") if executable.is_absolute() else "nequip-package"
+
+
+# -- validation ------------------------------------------------------------------------------------------------
+
+
+def _validate_settings(value: orm.Dict, _: Any) -> str | None:
+    try:
+        train_settings(value.get_dict())
+    except MlipError as error:
+        return str(error)
+    return None
+
+
+def _validate_inputs(value: Any, _: Any) -> str | None:
+    """The rules between ports."""
+    if "initial_folder" in value and "initial_potential" in value:
+        return "give one of 'initial_folder' and 'initial_potential', not both"
+    if any(port not in value for port in ("dataset", "split", "settings")):
+        return None
+    try:
+        settings = train_settings(value["settings"].get_dict())
+        train, _val = training_frames(value["dataset"], value["split"], settings)
+        species = tuple(value["dataset"].species)
+        if "initial_potential" in value:
+            value["initial_potential"].check_species(species)
+        reference_energies_of(value["dataset"], train, species, settings, train.fidelities[train.fidelity[0]])
+    except MlipError as error:
+        return str(error)
+    return None

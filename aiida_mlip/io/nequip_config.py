@@ -1,0 +1,323 @@
+"""The configuration file of ``nequip-train`` (NequIP 0.19) as plain, deterministic YAML.
+
+Facts of NequIP heeded here: only the first training dataset is trained on, so there is exactly one file; labels that
+are missing are NaN and every loss and metric ignores NaN; an exponential moving average is validated every epoch, else
+its checkpoints are wrong. The number of frames and atoms that the training loader really sees is made a data statistic
+(``num_frames``, ``num_atoms``), which ``nequip-train`` prints: :mod:`aiida_mlip.io.nequip_output` reads it back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Final
+
+import yaml
+
+from aiida_mlip.errors import InvalidInputError
+
+#: Quantity of a validation that decides which checkpoint is the best one.
+MONITOR: Final[str] = "val0_epoch/weighted_sum"
+CONFIG_FILE: Final[str] = "config.yaml"
+TRAIN_FILE: Final[str] = "train.xyz"
+VAL_FILE: Final[str] = "val.xyz"
+CHECKPOINT_DIR: Final[str] = "checkpoints"
+METRICS_FILE: Final[str] = "logs/metrics.csv"
+LAST_CHECKPOINT: Final[str] = f"{CHECKPOINT_DIR}/last.ckpt"
+#: The name of a best checkpoint carries its value of :data:`MONITOR`, so that those of a restart can be compared.
+BEST_PATTERN: Final[str] = "best_{val0_epoch/weighted_sum:014.7f}_{epoch:06d}"
+_TYPES: Final[str] = "${model_type_names}"
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What the configuration must know of the data of one training.
+
+    :param species: chemical symbols in the order of the model's types.
+    :param reference_energies: eV per symbol: the energy shifts of the model.
+    :param force_scale_ev_per_ang: rms force of the training frames: the energy scale of the model.
+    :param with_forces: training and validation frames have forces.
+    :param with_stress: training and validation frames have stresses.
+    """
+
+    species: tuple[str, ...]
+    reference_energies: Mapping[str, float]
+    force_scale_ev_per_ang: float
+    with_forces: bool
+    with_stress: bool
+
+
+@dataclass(frozen=True)
+class TrainingStart:
+    """Where the weights come from; all paths are relative to the job's folder.
+
+    :param checkpoint: go on with exactly this checkpoint (epoch, optimizer, moving average).
+    :param initial_checkpoint: new training that starts from the weights of this checkpoint.
+    :param initial_package: new training that starts from the weights of this package.
+    :param max_time_s: seconds after which training ends by itself, those of the continued run included.
+    """
+
+    checkpoint: str | None = None
+    initial_checkpoint: str | None = None
+    initial_package: str | None = None
+    max_time_s: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse paths that could leave the job's folder, and two initial models."""
+        if self.initial_checkpoint and self.initial_package:
+            raise InvalidInputError("a training starts from a checkpoint or from a package, not from both")
+        for path in (self.checkpoint, self.initial_checkpoint, self.initial_package):
+            if path is not None and (PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts):
+                raise InvalidInputError(f"checkpoint path {path!r} must be relative to the job's folder")
+
+
+def nequip_config(
+    settings: Mapping[str, Any], data: TrainingData, *, seed: int, start: TrainingStart | None = None
+) -> dict[str, Any]:
+    """Configuration of one training as plain values.
+
+    :param settings: a validated :class:`aiida_mlip.protocols.train.TrainSettings`, dumped to plain values.
+    :param data: species, reference energies and what is labelled.
+    :param seed: of weights and batches.
+    :param start: checkpoint or package to start from; nothing: from scratch.
+    :raises InvalidInputError: nothing to train on is labelled, or overrides that would corrupt the checkpoints.
+    """
+    start = start or TrainingStart()
+    weights = _loss_weights(settings["loss"], data)
+    # errors are monitored, their squares minimised: the roots of the weights make the two agree
+    monitored = {name: math.sqrt(weight) for name, weight in weights.items()}
+    config: dict[str, Any] = {
+        "run": ["train"],
+        "model_type_names": list(data.species),
+        "data": _data_section(settings, seed),
+        "trainer": _trainer_section(settings, start),
+        "training_module": {
+            "_target_": "nequip.train.EMALightningModule",
+            "ema_decay": settings["ema_decay"],
+            "loss": _metrics(weights, "MeanSquaredError"),
+            "val_metrics": _metrics(monitored, "RootMeanSquaredError"),
+            "train_metrics": _metrics(monitored, "RootMeanSquaredError"),
+            **_optimizer_section(settings),
+            "model": _model_section(settings["model"], data, seed, start),
+        },
+    }
+    if start.checkpoint:
+        config["ckpt_path"] = start.checkpoint
+    config = _override(config, settings["nequip"])
+    _check(config)
+    return config
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Configuration as YAML text, keys in a fixed order."""
+    text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=False, width=120)
+    return text
+
+
+def _loss_weights(loss: Mapping[str, float], data: TrainingData) -> dict[str, float]:
+    """Weights of what is labelled in both parts: a part without any stress would have an error of NaN."""
+    weights = {"energy": loss["energy"]}
+    if data.with_forces:
+        weights["forces"] = loss["forces"]
+    if data.with_stress and loss["stress"] > 0.0:
+        weights["stress"] = loss["stress"]
+    if not any(weights.values()):
+        raise InvalidInputError(f"the frames lack every label that the loss {dict(loss)} asks for")
+    return weights
+
+
+def _metrics(weights: Mapping[str, float], metric: str) -> dict[str, Any]:
+    """Errors of energy per atom, forces and stress; NaN labels are left out component by component."""
+    fields: dict[str, Any] = {
+        "energy": {"_target_": "nequip.data.PerAtomModifier", "field": "total_energy"},
+        "forces": "forces",
+        "stress": "stress",
+    }
+    return {
+        "_target_": "nequip.train.MetricsManager",
+        "metrics": [
+            {
+                "name": f"{name}_per_atom" if name == "energy" else name,
+                "field": fields[name],
+                "coeff": float(weight),
+                "metric": {"_target_": f"nequip.train.{metric}"},
+                "ignore_nan": True,
+            }
+            for name, weight in weights.items()
+        ],
+    }
+
+
+def _data_section(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": settings["batch_size"], "num_workers": 0}
+    frames = {"_target_": "nequip.data.PerAtomModifier", "field": "num_atoms"}  # one for every frame
+    total = {"_target_": "torchmetrics.SumMetric"}
+    return {
+        "_target_": "nequip.data.datamodule.ASEDataModule",
+        "seed": seed,
+        "train_file_path": TRAIN_FILE,
+        "val_file_path": VAL_FILE,
+        "ase_args": {"format": "extxyz"},
+        "transforms": [
+            {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "model_type_names": _TYPES},
+            {
+                "_target_": "nequip.data.transforms.NeighborListTransform",
+                "r_max": settings["model"]["cutoff_ang"],
+            },
+        ],
+        "train_dataloader": {**loader, "shuffle": True},
+        "val_dataloader": loader,
+        "stats_manager": {
+            "_target_": "nequip.data.DataStatisticsManager",
+            "dataloader_kwargs": {"shuffle": False},
+            "type_names": _TYPES,
+            "metrics": [
+                {"name": "num_frames", "field": frames, "metric": total},
+                {"name": "num_atoms", "field": "num_atoms", "metric": total},
+                {
+                    "name": "num_neighbors_mean",
+                    "field": {"_target_": "nequip.data.NumNeighbors"},
+                    "metric": {"_target_": "nequip.data.Mean"},
+                },
+            ],
+        },
+    }
+
+
+def _trainer_section(settings: Mapping[str, Any], start: TrainingStart) -> dict[str, Any]:
+    checkpoint = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": CHECKPOINT_DIR}
+    stop = settings["stop_after"] or settings["max_epochs"] + 1
+    trainer: dict[str, Any] = {
+        "_target_": "lightning.Trainer",
+        "accelerator": {"auto": "auto", "cpu": "cpu", "cuda": "gpu"}[settings["device"]],
+        "devices": 1,
+        "max_epochs": settings["max_epochs"],
+        "check_val_every_n_epoch": 1,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1_000_000_000,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "logger": {
+            "_target_": "lightning.pytorch.loggers.CSVLogger",
+            "save_dir": ".",
+            "name": "logs",
+            "version": "",
+            "flush_logs_every_n_steps": 1,
+        },
+        "callbacks": [
+            {
+                **checkpoint,
+                "monitor": MONITOR,
+                "filename": BEST_PATTERN,
+                "auto_insert_metric_name": False,
+                "save_top_k": 1,
+            },
+            {**checkpoint, "filename": "last", "save_top_k": 1, "enable_version_counter": False},
+            {
+                "_target_": "lightning.pytorch.callbacks.EarlyStopping",
+                "monitor": MONITOR,
+                "patience": stop,
+                "check_finite": True,
+            },
+            {"_target_": "lightning.pytorch.callbacks.LearningRateMonitor", "logging_interval": "epoch"},
+        ],
+    }
+    if settings["grad_clip"] is not None:
+        trainer["gradient_clip_val"] = settings["grad_clip"]
+    if start.max_time_s is not None:
+        trainer["max_time"] = {"seconds": start.max_time_s}
+    return trainer
+
+
+def _optimizer_section(settings: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = settings["optimizer"]
+    section: dict[str, Any] = {
+        "optimizer": {
+            "_target_": "torch.optim.Adam",
+            "lr": chosen["learning_rate"],
+            "weight_decay": chosen["weight_decay"],
+            "amsgrad": chosen["amsgrad"],
+        }
+    }
+    if chosen["schedule"] == "plateau":
+        scheduler: dict[str, Any] = {
+            "_target_": "torch.optim.lr_scheduler.ReduceLROnPlateau",
+            "factor": 0.5,
+            "patience": chosen["patience"],
+            "min_lr": chosen["learning_rate"] * chosen["final_fraction"],
+        }
+        section["lr_scheduler"] = {"scheduler": scheduler, "monitor": MONITOR, "interval": "epoch", "frequency": 1}
+    elif chosen["schedule"] == "cosine":
+        warmup = min(chosen["warmup_epochs"], settings["max_epochs"] - 1)
+        scheduler = {
+            "_target_": "torch.optim.lr_scheduler.CosineAnnealingLR",
+            "T_max": settings["max_epochs"] - warmup,
+            "eta_min": chosen["learning_rate"] * chosen["final_fraction"],
+        }
+        if warmup:
+            rise = {
+                "_target_": "torch.optim.lr_scheduler.LinearLR",
+                "start_factor": 1.0 / (warmup + 1),
+                "total_iters": warmup,
+            }
+            scheduler = {
+                "_target_": "torch.optim.lr_scheduler.SequentialLR",
+                "schedulers": [rise, scheduler],
+                "milestones": [warmup],
+            }
+        section["lr_scheduler"] = {"scheduler": scheduler, "interval": "epoch", "frequency": 1}
+    return section
+
+
+def _model_section(model: Mapping[str, Any], data: TrainingData, seed: int, start: TrainingStart) -> dict[str, Any]:
+    if start.initial_checkpoint:
+        return {"_target_": "nequip.model.ModelFromCheckpoint", "checkpoint_path": start.initial_checkpoint}
+    if start.initial_package:
+        return {"_target_": "nequip.model.ModelFromPackage", "package_path": start.initial_package}
+    return {
+        "_target_": "nequip.model.NequIPGNNModel",
+        "seed": seed,
+        "model_dtype": model["dtype"],
+        "type_names": _TYPES,
+        "r_max": model["cutoff_ang"],
+        **{key: value for key, value in model.items() if key not in ("cutoff_ang", "dtype")},
+        "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
+        "per_type_energy_scales": float(data.force_scale_ev_per_ang),
+        "per_type_energy_shifts": {symbol: float(data.reference_energies[symbol]) for symbol in data.species},
+    }
+
+
+def _override(base: Any, over: Mapping[str, Any], *, path: Sequence[str] = ()) -> dict[str, Any]:
+    """``over`` merged into ``base``: mappings key by key, callbacks appended, anything else replaced."""
+    result = dict(base)
+    for key, value in over.items():
+        here = (*path, key)
+        if here == ("trainer", "callbacks"):
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                raise InvalidInputError(f"nequip.trainer.callbacks must be a list, got {value!r}")
+            result[key] = [*result[key], *value]
+        elif isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and "_target_" not in value:
+            result[key] = _override(result[key], value, path=here)
+        else:
+            result[key] = value
+    return result
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    if config["trainer"].get("check_val_every_n_epoch") != 1:
+        raise InvalidInputError(
+            "nequip.trainer.check_val_every_n_epoch must stay 1: validating less often corrupts the checkpoints of a "
+            f"moving average, got {config['trainer'].get('check_val_every_n_epoch')!r}"
+        )
+    radii = {item["r_max"] for item in config["data"]["transforms"] if "r_max" in item}
+    if (radius := config["training_module"]["model"].get("r_max")) is not None and radii != {radius}:
+        raise InvalidInputError(
+            f"the model's r_max {radius} differs from that of the neighbour list {sorted(radii)}; set model.cutoff_ang"
+        )
+    for key in ("train_dataset", "split_dataset"):
+        if key in config["data"]:
+            raise InvalidInputError(f"nequip.data.{key} cannot be set: the training frames are those of the dataset")
+    if config["data"]["train_file_path"] != TRAIN_FILE or config["data"]["val_file_path"] != VAL_FILE:
+        raise InvalidInputError("nequip.data.train_file_path and val_file_path cannot be set")

@@ -1,0 +1,60 @@
+"""The lines of the job script around ``nequip-train``: which checkpoint is the best, and making a package of it."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Final
+
+from aiida_mlip.io.nequip_config import CHECKPOINT_DIR
+
+PACKAGE_FILE: Final[str] = "model.nequip.zip"
+STATUS_FILE: Final[str] = "status.txt"
+PACKAGE_LOG: Final[str] = "package.out"
+INITIAL_DIR: Final[str] = "initial"
+BEST_FILE: Final[str] = "best.ckpt"
+
+# The names carry the validation error in a fixed width, so that the first in C order is the best one.
+_BEST_OF: Final[str] = """\
+best_checkpoint() {
+    best=
+    for file in "$1"/best_*.ckpt; do
+        case "${file##*/}" in *nan*|*inf*|'best_*.ckpt') continue ;; esac
+        best=$file
+        break
+    done
+}"""
+
+
+def before_training(*, threads: int | None, initial: str | None) -> str:
+    """Lines before the program.
+
+    :param threads: of the linear algebra; nothing: as the environment says.
+    :param initial: folder with the checkpoints of the training to start from, relative to the job's folder.
+    """
+    lines = ["export LC_ALL=C PYTHONUNBUFFERED=1", _BEST_OF]
+    if threads is not None:
+        lines.append(f"export OMP_NUM_THREADS={threads} MKL_NUM_THREADS={threads} OPENBLAS_NUM_THREADS={threads}")
+    if initial is not None:
+        folder = shlex.quote(initial)
+        lines += [f"best_checkpoint {folder}", f'[ -n "$best" ] && mv "$best" {folder}/{BEST_FILE}']
+    return "\n".join(lines)
+
+
+def after_training(packager: str) -> str:
+    """Lines after the program: its exit status, then a package of the best checkpoint, if there is one.
+
+    :param packager: path of ``nequip-package``.
+    """
+    return f"""\
+echo "train $?" > {STATUS_FILE}
+best_checkpoint {CHECKPOINT_DIR}
+if [ -n "$best" ]; then
+    echo "best $best" >> {STATUS_FILE}
+    {shlex.quote(packager)} build "$best" {PACKAGE_FILE} > {PACKAGE_LOG} 2>&1
+    echo "package $?" >> {STATUS_FILE}
+fi"""
+
+
+def read_status(text: str) -> dict[str, str]:
+    """``train``: exit status of nequip-train, ``best``: path of the checkpoint, ``package``: exit status."""
+    return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)

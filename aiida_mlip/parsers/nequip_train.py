@@ -1,0 +1,190 @@
+"""Parser of NequipTrainCalculation: potential, learning curves, and why a training ended."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from aiida import orm
+from aiida.common.exceptions import NotExistent
+from aiida.engine import ExitCode
+from aiida.parsers import Parser
+
+from aiida_mlip.calculations.nequip_train import HISTORY_DIR, STDERR, config_of, cutoff_of
+from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.errors import FileFormatError, MlipError
+from aiida_mlip.io.nequip_config import METRICS_FILE
+from aiida_mlip.io.nequip_output import Curves, Ending, data_statistics, read_metrics, why_ended
+from aiida_mlip.io.nequip_script import PACKAGE_FILE, PACKAGE_LOG, STATUS_FILE, read_status
+from aiida_mlip.kernel.splits import Part
+from aiida_mlip.protocols.train import TrainSettings, train_settings
+
+
+class NequipTrainParser(Parser):
+    """Attach what exists, then return the most specific exit code."""
+
+    def parse(self, **_kwargs: Any) -> ExitCode | None:
+        """Read metrics, output and package of one training."""
+        try:
+            names = set(self._names(""))
+        except NotExistent:
+            return self.exit_codes.ERROR_NO_OUTPUT
+        if not names:
+            return self.exit_codes.ERROR_NO_OUTPUT
+        settings = train_settings(self.node.inputs.settings.get_dict())
+        config = config_of(self.node)
+        log = self._log()
+        try:
+            curves = self._curves()
+        except (FileFormatError, ValueError) as error:
+            return self.exit_codes.ERROR_OUTPUT_TRUNCATED.format(reason=_last_line(str(error)))
+        ending = why_ended(
+            log,
+            curves,
+            max_epochs=int(config["trainer"]["max_epochs"]),
+            factor=settings.divergence_factor,
+            epochs=settings.divergence_epochs,
+        )
+        status = read_status(self._text(STATUS_FILE))
+        seen = data_statistics(log)
+        summary = self._summary(settings, curves, ending, status, seen)
+        self.out("summary", orm.Dict(summary))
+        if len(curves):
+            self.out("curves", _curves_node(curves))
+        no_package = self._package(config, summary, settings)
+        return self._exit_code(ending, curves, summary, no_package, log, settings)
+
+    # -- outputs -----------------------------------------------------------------------------------------------
+
+    def _curves(self) -> Curves:
+        paths = [f"{HISTORY_DIR}/{name}" for name in sorted(self._names(HISTORY_DIR))] + [METRICS_FILE]
+        return read_metrics([self._text(path) for path in paths], source="metrics.csv")
+
+    def _summary(
+        self, settings: TrainSettings, curves: Curves, ending: Ending, status: dict[str, str], seen: dict[str, float]
+    ) -> dict[str, Any]:
+        """Plain numbers: epochs, best epoch, frames, ending."""
+        parts = self.node.inputs.split.get_array(f"member_{settings.member}")
+        summary: dict[str, Any] = {
+            "ending": ending.value,
+            "member": settings.member,
+            "epochs": int(curves.epoch[-1]) + 1 if len(curves) else 0,
+            "max_epochs": settings.max_epochs,
+            "has_checkpoint": len(curves) > 0,
+            "frames_train": int((parts == Part.TRAIN).sum()),
+            "frames_val": int((parts == Part.VAL).sum()),
+            "frames_seen": int(seen["num_frames"]) if "num_frames" in seen else None,
+            "neighbors_mean": seen.get("num_neighbors_mean"),
+            "learning_rate": settings.optimizer.learning_rate,
+            "batch_size": settings.batch_size,
+            "exit_status_train": int(status["train"]) if status.get("train", "").isdigit() else None,
+        }
+        if (best := curves.best) is not None:
+            summary["best_epoch"] = int(curves.epoch[best])
+            summary["best"] = curves.at(best)
+        return summary
+
+    def _package(self, config: dict[str, Any], summary: dict[str, Any], settings: TrainSettings) -> str | None:
+        """Attach the potential; why not, if there is none."""
+        if PACKAGE_FILE not in self._names(""):
+            return _last_line(self._text(PACKAGE_LOG)) or "nequip-package was not reached"
+        fidelity = self._fidelity(settings)
+        try:
+            with self.retrieved.base.repository.open(PACKAGE_FILE, "rb") as package:
+                potential = PotentialData.from_package(
+                    package,
+                    engine="nequip",
+                    species=config["model_type_names"],
+                    cutoff_ang=cutoff_of(config),
+                    fidelities=[fidelity],
+                    reference_energies={fidelity: reference_energies(self.node, fidelity)},
+                    metrics={"validation": summary.get("best", {}), "best_epoch": summary.get("best_epoch")},
+                    source=f"{PACKAGE_FILE} of NequipTrainCalculation<{self.node.pk}>",
+                )
+        except MlipError as error:
+            return str(error)
+        self.out("potential", potential)
+        return None
+
+    def _fidelity(self, settings: TrainSettings) -> str:
+        parts = self.node.inputs.split.get_array(f"member_{settings.member}")
+        row = int(np.flatnonzero(parts == Part.TRAIN)[0])
+        frame = self.node.inputs.dataset[row]
+        return str(frame.fidelities[frame.fidelity[0]])
+
+    # -- exit code -----------------------------------------------------------------------------------------------
+
+    def _exit_code(
+        self,
+        ending: Ending,
+        curves: Curves,
+        summary: dict[str, Any],
+        no_package: str | None,
+        log: str,
+        settings: TrainSettings,
+    ) -> ExitCode | None:
+        """The most specific code; none when all is well."""
+        codes, epochs = self.exit_codes, summary["epochs"]
+        seen, expected = summary["frames_seen"], summary["frames_train"]
+        if seen is not None and seen != expected:
+            return codes.ERROR_FRAMES_MISMATCH.format(seen=seen, expected=expected)
+        known = {
+            Ending.NOT_FINITE: lambda: codes.ERROR_NOT_FINITE.format(epoch=epochs - 1),
+            Ending.DIVERGED: lambda: codes.ERROR_DIVERGED.format(factor=settings.divergence_factor),
+            Ending.OUT_OF_MEMORY: lambda: codes.ERROR_OUT_OF_MEMORY,
+            Ending.WALLTIME: lambda: codes.ERROR_WALLTIME.format(epochs=epochs),
+        }
+        if ending in known:
+            return known[ending]()
+        if not len(curves):
+            return codes.ERROR_NO_CHECKPOINT.format(reason=_last_line(log) or "no output at all")
+        if ending is Ending.INTERRUPTED:
+            return codes.ERROR_INCOMPLETE.format(epochs=epochs, reason=_last_line(log))
+        if no_package is not None:
+            return codes.ERROR_NO_PACKAGE.format(reason=no_package)
+        return None
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def _names(self, folder: str) -> list[str]:
+        repository = self.retrieved.base.repository
+        try:
+            return list(repository.list_object_names(folder or None))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
+    def _text(self, name: str) -> str:
+        try:
+            with self.retrieved.base.repository.open(name, "rb") as handle:
+                return bytes(handle.read()).decode("utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def _log(self) -> str:
+        options = [self.node.get_option(name) for name in ("output_filename", "scheduler_stdout", "scheduler_stderr")]
+        return "\n".join(self._text(name) for name in [*options, STDERR] if name)
+
+
+def reference_energies(job: orm.CalcJobNode, fidelity: str) -> dict[str, float]:
+    """Energy shifts (eV per atom) of the model that this training started from."""
+    shifts = config_of(job)["training_module"]["model"].get("per_type_energy_shifts")
+    if isinstance(shifts, dict):
+        return {str(symbol): float(value) for symbol, value in shifts.items()}
+    if "initial_potential" in job.inputs:
+        return dict(job.inputs.initial_potential.reference_energies.get(fidelity, {}))
+    if "initial_folder" in job.inputs and isinstance(job.inputs.initial_folder.creator, orm.CalcJobNode):
+        return reference_energies(job.inputs.initial_folder.creator, fidelity)
+    return {}
+
+
+def _curves_node(curves: Curves) -> orm.ArrayData:
+    node = orm.ArrayData()
+    node.set_array("epoch", curves.epoch)
+    for name, values in curves.values.items():
+        node.set_array(name, values)
+    return node
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:300] if lines else ""

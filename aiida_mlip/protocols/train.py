@@ -1,0 +1,175 @@
+"""Settings of a training: what a person may choose, with units in the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from aiida_mlip.errors import ProtocolError
+from aiida_mlip.protocols.model import SpecModel, check_name, from_protocol
+
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+#: Sections of the nequip-train configuration that ``nequip`` may override.
+NEQUIP_SECTIONS: Final[tuple[str, ...]] = ("data", "trainer", "training_module", "global_options")
+
+
+class SplitSettings(SpecModel):
+    """How rows are divided into training, validation and test parts.
+
+    :param seed: of the assignment of groups to parts.
+    :param test: fraction of the rows kept for the test, common to all members of a committee.
+    :param val: fraction of the rows kept for validation, different for each member.
+    :param group_by: ``lineage`` keeps rows of one group or one parent frame together; ``frame`` only rows of one frame.
+    :param bag: fraction of the remaining groups that each member trains on.
+    """
+
+    seed: int = 0
+    test: Fraction = 0.1
+    val: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    group_by: Literal["lineage", "frame"] = "lineage"
+    bag: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+
+    @model_validator(mode="after")
+    def _leaves_something_to_train_on(self) -> SplitSettings:
+        if self.test + self.val >= 1.0:
+            raise ValueError(f"test + val must stay below 1, got {self.test} + {self.val}")
+        return self
+
+
+class ModelSettings(SpecModel):
+    """Hyperparameters of the NequIP model (doi:10.1038/s41467-022-29939-5); fixed by the potential in a warm start."""
+
+    cutoff_ang: Positive
+    num_layers: Count
+    l_max: Annotated[int, Field(ge=0, le=6)]
+    num_features: Count
+    parity: bool = False
+    num_bessels: Count = 8
+    radial_mlp_depth: Count = 1
+    radial_mlp_width: Count = 64
+    polynomial_cutoff_p: Count = 6
+    dtype: Literal["float32", "float64"] = "float32"
+
+
+class LossSettings(SpecModel):
+    """Weights of the mean squared errors of energy per atom (eV), forces (eV/Å) and stress (eV/Å³)."""
+
+    energy: NonNegative = 1.0
+    forces: NonNegative = 1.0
+    stress: NonNegative = 0.0
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> LossSettings:
+        if self.energy == 0.0 and self.forces == 0.0 and self.stress == 0.0:
+            raise ValueError("all weights of the loss are zero")
+        return self
+
+
+class OptimizerSettings(SpecModel):
+    """Adam (doi:10.48550/arXiv.1412.6980); its learning rate rises over ``warmup_epochs``, then follows ``schedule``.
+
+    :param learning_rate: the highest one.
+    :param schedule: ``cosine`` falls to ``final_fraction`` of it over the epochs; ``plateau`` halves it after
+        ``patience`` epochs without a better validation; ``constant``.
+    :param warmup_epochs: of the cosine schedule.
+    """
+
+    learning_rate: Positive
+    weight_decay: NonNegative = 0.0
+    amsgrad: bool = True
+    schedule: Literal["cosine", "plateau", "constant"] = "cosine"
+    warmup_epochs: Annotated[int, Field(ge=0)] = 0
+    final_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.01
+    patience: Count = 20
+
+
+class TrainSettings(SpecModel):
+    """Everything that decides a training, apart from data, codes and computer.
+
+    :param committee: number of members M; each has its own seed and validation set.
+    :param member: number of the member of the committee that a single training is for.
+    :param seed: of the weights and the order of batches; member ``i`` takes ``seed + i``.
+    :param fidelity: level of theory to train on; may be left out when the dataset is labelled at one only.
+    :param device: ``auto`` takes a GPU when there is one.
+    :param threads: of torch on the CPU; by default those the scheduler gave to the job.
+    :param reference: energies of isolated atoms ``isolated``, or ``fit``: those plus a ridge fit of what remains.
+    :param batch_size: frames per step.
+    :param max_epochs: passes over the training frames.
+    :param stop_after: epochs without a better validation after which training ends; nothing: never.
+    :param ema_decay: of the exponential moving average of the weights, which is what is validated and kept.
+    :param grad_clip: largest norm of a gradient.
+    :param divergence_factor: a validation error this many times the best one, for
+        ``divergence_epochs`` epochs, makes the live monitor stop the training.
+    :param nequip: merged last into the configuration of nequip-train; callbacks are appended.
+    """
+
+    split: SplitSettings = SplitSettings()
+    committee: Count = 1
+    member: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0)] = 1
+    fidelity: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Count | None = None
+    reference: Literal["fit", "isolated"] = "fit"
+    model: ModelSettings
+    loss: LossSettings = LossSettings()
+    optimizer: OptimizerSettings
+    batch_size: Count
+    max_epochs: Count
+    stop_after: Count | None = None
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    grad_clip: Positive | None = None
+    divergence_factor: Annotated[float, Field(gt=1.0)] = 100.0
+    divergence_epochs: Count = 5
+    nequip: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("nequip")
+    @classmethod
+    def _known_sections(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in value:
+            check_name("section", name, list(NEQUIP_SECTIONS), where="nequip")
+        return value
+
+
+def train_settings(spec: Mapping[str, Any]) -> TrainSettings:
+    """Settings from ``{"protocol": "fast", **overrides}``; without ``protocol`` the default one.
+
+    :raises ProtocolError: unknown protocol, key or a wrong value; names the path and the nearest valid key.
+
+    >>> train_settings({"protocol": "fast", "committee": 3}).committee
+    3
+    """
+    if not isinstance(spec, Mapping):
+        raise ProtocolError(f"train: expected a mapping of keys, got {type(spec).__name__}")
+    overrides = dict(spec)
+    protocol = overrides.pop("protocol", None)
+    return from_protocol(TrainSettings, "train", protocol, overrides)
+
+
+def lower_learning_rate(settings: Mapping[str, Any], *, factor: float = 0.3) -> dict[str, Any]:
+    """Settings with a lower learning rate, and gradients clipped: what helps against a training that diverges.
+
+    :raises ProtocolError: the settings are not valid.
+    """
+    full = train_settings(settings).model_dump()
+    full["optimizer"]["learning_rate"] *= factor
+    full["grad_clip"] = min(full["grad_clip"] or 10.0, 10.0)
+    return full
+
+
+def reduce_batch_size(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with half the frames per step: what helps against lack of memory.
+
+    :raises ProtocolError: the settings are not valid, or there is only one frame per step.
+    """
+    full = train_settings(settings).model_dump()
+    if full["batch_size"] == 1:
+        raise ProtocolError("train.batch_size: already 1, it cannot be reduced")
+    full["batch_size"] //= 2
+    return full

@@ -1,0 +1,346 @@
+"""TrainWorkChain: from a labelled dataset to a committee of potentials and their errors on held-out frames."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from aiida import orm
+from aiida.common import AttributeDict
+from aiida.engine import ExitCode, ToContext, WorkChain, while_
+
+from aiida_mlip.calculations.evaluate import EvaluateCalculation
+from aiida_mlip.calculations.functions.train import plan_training, tabulate
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.errors import InvalidInputError, MlipError, SpeciesError
+from aiida_mlip.kernel.training import split_for, training_fidelity
+from aiida_mlip.protocols.train import train_settings
+from aiida_mlip.workchains.nequip_base import NequipBaseWorkChain
+
+
+class TrainWorkChain(WorkChain):
+    """Train a committee of potentials on one dataset and measure their errors on frames they have not seen.
+
+    Entry point ``aiida_mlip.train``. Members that could be trained are returned, also when others failed.
+    """
+
+    @classmethod
+    def define(cls, spec: Any) -> None:  # Any: aiida-core ships no type for process specs
+        """Ports, outline and exit codes."""
+        super().define(spec)
+        spec.input("dataset", valid_type=DatasetData, help="Labelled frames.")
+        spec.input(
+            "settings",
+            valid_type=orm.Dict,
+            validator=_validate_settings,
+            help="`protocol` and what differs from it: see aiida_mlip.protocols.train.",
+        )
+        spec.input(
+            "test_dataset",
+            valid_type=DatasetData,
+            required=False,
+            help="Further labelled frames to measure errors on (`external`), never trained on.",
+        )
+        spec.input_namespace(
+            "initial_potentials",
+            valid_type=PotentialData,
+            dynamic=True,
+            required=False,
+            help="Warm start: `all`, or one for each `member_<i>`.",
+        )
+        spec.input("codes.train", valid_type=orm.AbstractCode, help="nequip-train, by its absolute path.")
+        spec.input("codes.evaluate", valid_type=orm.AbstractCode, help="aiida-mlip-evaluate.")
+        spec.input(
+            "options.train", valid_type=orm.Dict, required=False, help="Scheduler options of a training: resources, ..."
+        )
+        spec.input("options.evaluate", valid_type=orm.Dict, required=False, help="Scheduler options of an evaluation.")
+        spec.input(
+            "max_concurrent",
+            valid_type=orm.Int,
+            default=lambda: orm.Int(8),
+            validator=_validate_positive,
+            serializer=orm.to_aiida_type,
+            help="Members trained at the same time.",
+        )
+        spec.expose_inputs(
+            NequipBaseWorkChain,
+            namespace="restarts",
+            exclude=("nequip",),
+            namespace_options={"help": "How problems of a training are dealt with."},
+        )
+        spec.inputs.validator = _validate_inputs
+
+        spec.outline(
+            cls.setup,
+            cls.plan,
+            while_(cls.has_untrained_members)(
+                cls.run_train,
+                cls.inspect_train,
+            ),
+            cls.check_potentials,
+            while_(cls.has_unevaluated_potentials)(
+                cls.run_evaluate,
+                cls.inspect_evaluate,
+            ),
+            cls.finalize,
+        )
+
+        spec.output_namespace("potentials", valid_type=PotentialData, dynamic=True, required=False, help="`member_<i>`")
+        spec.output("split", valid_type=orm.ArrayData, required=False, help="Part of every row for every member.")
+        spec.output(
+            "errors",
+            valid_type=orm.Dict,
+            required=False,
+            help="Errors per part, mean over members, and each one's own.",
+        )
+        spec.output_namespace(
+            "parity",
+            valid_type=orm.ArrayData,
+            dynamic=True,
+            required=False,
+            help="Labels and predictions: `member_<i>`, and `external_<i>` for the test dataset.",
+        )
+        spec.output_namespace(
+            "curves", valid_type=orm.ArrayData, dynamic=True, required=False, help="Errors per epoch: `member_<i>`"
+        )
+        spec.output_namespace(
+            "summaries", valid_type=orm.Dict, dynamic=True, required=False, help="How training went: `member_<i>`"
+        )
+
+        spec.exit_code(200, "ERROR_INVALID_INPUT", message="The training cannot be planned: {reason}")
+        spec.exit_code(300, "ERROR_NO_POTENTIAL", message="No member of the committee could be trained.")
+        spec.exit_code(400, "ERROR_SOME_MEMBERS_FAILED", message="Members {members} could not be trained.")
+        spec.exit_code(401, "ERROR_EVALUATION_FAILED", message="The errors of {names} could not be measured.")
+
+    @classmethod
+    def get_builder_from_protocol(
+        cls,
+        dataset: DatasetData,
+        codes: Mapping[str, orm.AbstractCode],
+        *,
+        protocol: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Any:  # Any: a ProcessBuilder
+        """Builder with the settings of a protocol.
+
+        :param dataset: labelled frames.
+        :param codes: ``train`` (nequip-train) and ``evaluate`` (aiida-mlip-evaluate).
+        :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
+        :param overrides: settings that differ from the protocol.
+        :param options: scheduler options of the jobs, by ``train`` and ``evaluate``.
+        :raises ProtocolError: unknown protocol or key; names the nearest valid one.
+        """
+        settings = dict(overrides or {})
+        if protocol is not None:
+            settings["protocol"] = protocol
+        train_settings(settings)
+        builder = cls.get_builder()
+        builder.dataset = dataset
+        builder.settings = orm.Dict(settings)
+        builder.codes = {name: codes[name] for name in ("train", "evaluate")}
+        for name, values in (options or {}).items():
+            builder.options[name] = orm.Dict(dict(values))
+        return builder
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Start with nothing trained."""
+        self.ctx.settings = {}
+        self.ctx.untrained = []
+        self.ctx.unevaluated = []
+        self.ctx.running = []
+        self.ctx.potentials = {}
+        self.ctx.errors = {}
+        self.ctx.failed_members = []
+        self.ctx.failed_evaluations = []
+
+    def plan(self) -> ExitCode | None:
+        """Split the frames and write out the settings of every member."""
+        result, node = plan_training.run_get_node(
+            self.inputs.dataset, self.inputs.settings, metadata={"call_link_label": "plan"}
+        )
+        if not node.is_finished_ok:
+            return self.exit_codes.ERROR_INVALID_INPUT.format(reason=node.exit_message)
+        self.ctx.plan = {name: value.uuid for name, value in result.items()}
+        self.ctx.untrained = sorted(
+            int(name.removeprefix("settings_")) for name in result if name.startswith("settings_")
+        )
+        self.out("split", result["split"])
+        return None
+
+    def has_untrained_members(self) -> bool:
+        """Whether a member is left to train."""
+        return bool(self.ctx.untrained)
+
+    def run_train(self) -> ToContext:
+        """Train the next members side by side."""
+        self.ctx.running = self.ctx.untrained[: self.inputs.max_concurrent.value]
+        self.ctx.untrained = self.ctx.untrained[len(self.ctx.running) :]
+        for member in self.ctx.running:
+            node = self.submit(NequipBaseWorkChain, **self._training_inputs(member))
+            self.report(f"training member {member}: NequipBaseWorkChain<{node.pk}>")
+            self.to_context(**{f"train_{member}": node})
+        return ToContext()
+
+    def inspect_train(self) -> None:
+        """Take potentials, curves and summaries of the members that are done."""
+        for member in self.ctx.running:
+            node = self.ctx[f"train_{member}"]
+            for name, port in (("curves", "curves"), ("summary", "summaries"), ("potential", "potentials")):
+                if name in node.outputs:
+                    self.out(f"{port}.member_{member}", node.outputs[name])
+            if "potential" in node.outputs:
+                self.ctx.potentials[str(member)] = node.outputs.potential.uuid
+            if not node.is_finished_ok:
+                self.ctx.failed_members.append(member)
+                self.report(
+                    f"member {member}: NequipBaseWorkChain<{node.pk}> failed with exit status {node.exit_status}: "
+                    f"{node.exit_message}"
+                )
+        self.ctx.running = []
+
+    def check_potentials(self) -> ExitCode | None:
+        """End here when there is no potential at all; else measure the errors of those there are."""
+        if not self.ctx.potentials:
+            return self.exit_codes.ERROR_NO_POTENTIAL
+        kinds = ("member", "external") if "test_dataset" in self.inputs else ("member",)
+        self.ctx.unevaluated = [f"{kind}_{member}" for member in self.ctx.potentials for kind in kinds]
+        return None
+
+    def has_unevaluated_potentials(self) -> bool:
+        """Whether errors are left to measure."""
+        return bool(self.ctx.unevaluated)
+
+    def run_evaluate(self) -> ToContext:
+        """Predict all frames with the next potentials side by side."""
+        self.ctx.running = self.ctx.unevaluated[: self.inputs.max_concurrent.value]
+        self.ctx.unevaluated = self.ctx.unevaluated[len(self.ctx.running) :]
+        for name in self.ctx.running:
+            node = self.submit(EvaluateCalculation, **self._evaluation_inputs(name))
+            self.report(f"measuring the errors of {name}: EvaluateCalculation<{node.pk}>")
+            self.to_context(**{f"evaluate_{name}": node})
+        return ToContext()
+
+    def inspect_evaluate(self) -> None:
+        """Take errors and parity data."""
+        for name in self.ctx.running:
+            node = self.ctx[f"evaluate_{name}"]
+            if "parity" in node.outputs:
+                self.out(f"parity.{name}", node.outputs.parity)
+            if "errors" in node.outputs:
+                self.ctx.errors[name] = node.outputs.errors.uuid
+            if not node.is_finished_ok:
+                self.ctx.failed_evaluations.append(name)
+                self.report(
+                    f"{name}: EvaluateCalculation<{node.pk}> failed with exit status {node.exit_status}: "
+                    f"{node.exit_message}"
+                )
+        self.ctx.running = []
+
+    def finalize(self) -> ExitCode | None:
+        """Put the errors into one table."""
+        if self.ctx.errors:
+            errors = {name: orm.load_node(uuid) for name, uuid in self.ctx.errors.items()}
+            self.out("errors", tabulate(**errors, metadata={"call_link_label": "tabulate"}))
+        if self.ctx.failed_members:
+            return self.exit_codes.ERROR_SOME_MEMBERS_FAILED.format(members=self.ctx.failed_members)
+        if self.ctx.failed_evaluations:
+            return self.exit_codes.ERROR_EVALUATION_FAILED.format(names=", ".join(self.ctx.failed_evaluations))
+        return None
+
+    # -- parts of steps ----------------------------------------------------------------------------------------
+
+    def _planned(self, name: str) -> orm.Node:
+        return orm.load_node(self.ctx.plan[name])
+
+    def _training_inputs(self, member: int) -> AttributeDict:
+        inputs = AttributeDict(self.exposed_inputs(NequipBaseWorkChain, "restarts"))
+        inputs.setdefault("metadata", {})["call_link_label"] = f"train_member_{member}"
+        inputs.nequip = {
+            "code": self.inputs.codes.train,
+            "dataset": self.inputs.dataset,
+            "split": self._planned("split"),
+            "settings": self._planned(f"settings_{member}"),
+            "monitors": {"divergence": self._planned("monitor")},
+            "metadata": {"options": self._options("train")},
+        }
+        initial = self.inputs.get("initial_potentials", {})
+        if (potential := initial.get(f"member_{member}", initial.get("all"))) is not None:
+            inputs.nequip["initial_potential"] = potential
+        return inputs
+
+    def _evaluation_inputs(self, name: str) -> AttributeDict:
+        kind, _, member = name.rpartition("_")
+        inputs = AttributeDict(
+            {
+                "code": self.inputs.codes.evaluate,
+                "potential": orm.load_node(self.ctx.potentials[member]),
+                "settings": self._planned("evaluation"),
+                "metadata": {"call_link_label": f"evaluate_{name}", "options": self._options("evaluate")},
+            }
+        )
+        if kind == "external":
+            inputs.dataset = self.inputs.test_dataset
+        else:
+            inputs.dataset = self.inputs.dataset
+            inputs.split = self._planned("split")
+            inputs.member = self._planned(f"member_{member}")
+        return inputs
+
+    def _options(self, stage: str) -> dict[str, Any]:
+        options = self.inputs.get("options", {})
+        return dict(options[stage].get_dict()) if stage in options else {}
+
+
+# -- validation ------------------------------------------------------------------------------------------------
+
+
+def _validate_settings(value: orm.Dict, _: Any) -> str | None:
+    try:
+        train_settings(value.get_dict())
+    except MlipError as error:
+        return str(error)
+    return None
+
+
+def _validate_positive(value: orm.Int, _: Any) -> str | None:
+    return None if value.value >= 1 else f"must be at least 1, got {value.value}"
+
+
+def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
+    """What can be known before anything is submitted; a dataset still to come is checked by the plan."""
+    if "settings" not in inputs or _validate_settings(inputs["settings"], None) is not None:
+        return None  # reported by the port itself
+    try:
+        _check_inputs(inputs)
+    except MlipError as error:
+        return str(error)
+    return None
+
+
+def _check_inputs(inputs: Mapping[str, Any]) -> None:
+    settings = train_settings(inputs["settings"].get_dict())
+    initial = inputs.get("initial_potentials", {})
+    members = [f"member_{member}" for member in range(settings.committee)]
+    if unknown := sorted(set(initial) - {"all", *members}):
+        raise InvalidInputError(
+            f"initial_potentials: unknown {', '.join(unknown)}; known are all, {', '.join(members)}"
+        )
+    for potential in initial.values():
+        with potential.open_package():
+            pass
+    if "dataset" not in inputs:
+        return
+    dataset = inputs["dataset"]
+    for potential in initial.values():
+        potential.check_species(dataset.species)
+    split_for(dataset.frames(), settings.split.model_dump(), members=settings.committee, fidelity=settings.fidelity)
+    if "test_dataset" in inputs:
+        if missing := sorted(set(inputs["test_dataset"].species) - set(dataset.species)):
+            raise SpeciesError(
+                f"test_dataset has {', '.join(missing)}, but the training dataset only {', '.join(dataset.species)}"
+            )
+        training_fidelity(inputs["test_dataset"].frames(), training_fidelity(dataset.frames(), settings.fidelity))
