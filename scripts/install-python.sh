@@ -22,7 +22,7 @@ pip() { "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-c
 
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 pip "$(pin uv)"
-uv() { "$venv/bin/uv" pip install -q --python "$venv/bin/python" -c constraints.txt "$@"; }
+uv() { "$venv/bin/uv" pip install -q --python "$venv/bin/python" -c constraints.txt --build-constraints constraints.txt "$@"; }
 
 torch_is_installed() { "$venv/bin/python" -c 'import importlib.metadata as m; m.version("torch")' 2>/dev/null; }
 if ! torch_is_installed; then

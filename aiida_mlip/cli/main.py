@@ -38,10 +38,9 @@ class LazyGroup(click.Group):
         try:
             command = getattr(importlib.import_module(module), attribute)
         except ImportError as error:
-            raise click.ClickException(
-                f"`aiida-mlip {cmd_name}` cannot be loaded: {error}. "
-                "The commands need the extra `aiida`: pip install 'aiida-mlip-workchains[aiida]'"
-            ) from error
+            ours = (error.name or "").startswith("aiida_mlip")
+            cure = "" if ours else ". Is the extra installed? pip install 'aiida-mlip-workchains[aiida]'"
+            raise click.ClickException(f"`aiida-mlip {cmd_name}` cannot be loaded: {error}{cure}") from error
         if not isinstance(command, click.Command):
             raise TypeError(f"{module}.{attribute} is a {type(command).__name__}, a click command is needed")
         return command
