@@ -6,7 +6,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 from aiida import orm
 from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
@@ -14,6 +13,7 @@ from aiida.engine import CalcJob
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.data.training_jobs import config_of, continued_jobs, time_budget_of
 from aiida_mlip.errors import InvalidInputError, MlipError
 from aiida_mlip.io.extxyz import write_extxyz
 from aiida_mlip.io.nequip_config import (
@@ -26,14 +26,18 @@ from aiida_mlip.io.nequip_config import (
     TrainingData,
     TrainingStart,
     config_text,
+    cutoff_of,
     nequip_config,
 )
 from aiida_mlip.io.nequip_script import (
     BEST_FILE,
+    HISTORY_DIR,
     INITIAL_DIR,
     PACKAGE_FILE,
     PACKAGE_LOG,
     STATUS_FILE,
+    STDERR,
+    STDOUT,
     after_training,
     before_training,
 )
@@ -41,9 +45,6 @@ from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.kernel.reference_energies import fit_reference_energies, rms_force
 from aiida_mlip.kernel.splits import Part
 from aiida_mlip.protocols.train import TrainSettings, train_settings
-
-STDOUT, STDERR = "train.out", "train.err"
-HISTORY_DIR = "history"
 
 
 class NequipTrainCalculation(CalcJob):
@@ -117,7 +118,7 @@ class NequipTrainCalculation(CalcJob):
         """Write configuration and frames, and say what to copy, run and retrieve."""
         settings = train_settings(self.inputs.settings.get_dict())
         train, val = training_frames(self.inputs.dataset, self.inputs.split, settings)
-        copies, start = self._starting_point(folder)
+        copies, start = self._starting_point(folder, settings)
         data = self._training_data(train, val, settings)
         values = settings.model_dump()
         values["model"]["cutoff_ang"] = self._cutoff(settings)
@@ -184,14 +185,16 @@ class NequipTrainCalculation(CalcJob):
         earlier = self._earlier_config()
         return settings.model.cutoff_ang if earlier is None else cutoff_of(earlier)
 
-    def _starting_point(self, folder: Folder) -> tuple[list[tuple[str, str, str]], TrainingStart]:
+    def _starting_point(
+        self, folder: Folder, settings: TrainSettings
+    ) -> tuple[list[tuple[str, str, str]], TrainingStart]:
         """Remote copies to make, and where the weights come from."""
         copies: list[tuple[str, str, str]] = []
         checkpoint = initial_checkpoint = initial_package = None
         if "restart_folder" in self.inputs:
             source = self.inputs.restart_folder
             copies += _copies(source, (CHECKPOINT_DIR, CHECKPOINT_DIR), *_initial(source))
-            depth = len(_chain(source))
+            depth = len(continued_jobs(source))
             copies += _copies(source, (METRICS_FILE, f"{HISTORY_DIR}/{depth:03d}.csv"))
             if depth > 1:
                 copies = [*_copies(source, (HISTORY_DIR, HISTORY_DIR)), *copies]
@@ -210,18 +213,19 @@ class NequipTrainCalculation(CalcJob):
             checkpoint=checkpoint,
             initial_checkpoint=initial_checkpoint,
             initial_package=initial_package,
-            max_time_s=self._time_budget(),
+            max_time_s=self._time_budget(settings),
         )
 
-    def _time_budget(self) -> int | None:
+    def _time_budget(self, settings: TrainSettings) -> int | None:
         """Seconds of training, those of the continued jobs included; leaves time to start up and to package."""
         walltime = self.inputs.metadata.options.get("max_wallclock_seconds")
-        if walltime is None:
-            return None
-        budget = max(int(0.9 * walltime - 30), walltime // 2, 1)
-        if "restart_folder" in self.inputs:
+        budget = settings.time_limit_s
+        if walltime is not None:
+            left = max(int(0.9 * walltime - 30), walltime // 2, 1)
+            budget = left if budget is None else min(budget, left)
+        if budget is not None and "restart_folder" in self.inputs:
             # the timer of the trainer is part of the checkpoint: it goes on counting
-            budget += sum(_budget_of(job) for job in _chain(self.inputs.restart_folder)[:1])
+            budget += sum(time_budget_of(job) for job in continued_jobs(self.inputs.restart_folder)[:1])
         return budget
 
 
@@ -269,33 +273,7 @@ def reference_energies_of(
     return fit_reference_energies(train, species, prior=prior)
 
 
-# -- the jobs behind a remote folder ------------------------------------------------------------------------------
-
-
-def _chain(folder: orm.RemoteData) -> list[orm.CalcJobNode]:
-    """The training that left this folder, and those it continued, newest first."""
-    chain: list[orm.CalcJobNode] = []
-    job = folder.creator
-    while isinstance(job, orm.CalcJobNode):
-        chain.append(job)
-        job = job.inputs.restart_folder.creator if "restart_folder" in job.inputs else None
-    return chain
-
-
-def config_of(job: orm.CalcJobNode) -> dict[str, Any]:
-    """Configuration that a training was given."""
-    config: dict[str, Any] = yaml.safe_load(job.base.repository.get_object_content(CONFIG_FILE))
-    return config
-
-
-def cutoff_of(config: dict[str, Any]) -> float:
-    """Cutoff (Å) of the neighbour list in a configuration."""
-    return float(next(item["r_max"] for item in config["data"]["transforms"] if "r_max" in item))
-
-
-def _budget_of(job: orm.CalcJobNode) -> int:
-    """Seconds of training after which this job's timer stops it, those it continued included."""
-    return int(config_of(job)["trainer"].get("max_time", {}).get("seconds", 0))
+# -- files of the job ---------------------------------------------------------------------------------------------
 
 
 def _initial(source: orm.RemoteData) -> tuple[tuple[str, str], ...]:

@@ -116,6 +116,11 @@ def config_text(config: Mapping[str, Any]) -> str:
     return text
 
 
+def cutoff_of(config: Mapping[str, Any]) -> float:
+    """Cutoff (Å) of the neighbour list in a configuration."""
+    return float(next(item["r_max"] for item in config["data"]["transforms"] if "r_max" in item))
+
+
 def _loss_weights(loss: Mapping[str, float], data: TrainingData) -> dict[str, float]:
     """Weights of what is labelled in both parts: a part without any stress would have an error of NaN."""
     weights = {"energy": loss["energy"]}

@@ -147,6 +147,11 @@ def data_statistics(log: str) -> dict[str, float]:
     return {name: float(value) for name, value in _STATISTIC.findall(log)}
 
 
+def says_out_of_time(log: str) -> bool:
+    """Whether trainer, shell or scheduler say in their output that time was up."""
+    return _WALLTIME.search(log) is not None
+
+
 def why_ended(log: str, curves: Curves, *, max_epochs: int, factor: float, epochs: int) -> Ending:
     """Why a training ended, from its output (both streams and the scheduler's) and its curves.
 
@@ -166,6 +171,6 @@ def why_ended(log: str, curves: Curves, *, max_epochs: int, factor: float, epoch
         return Ending.COMPLETED
     if _OUT_OF_MEMORY.search(log):
         return Ending.OUT_OF_MEMORY
-    if _WALLTIME.search(log):
+    if says_out_of_time(log):
         return Ending.WALLTIME
     return Ending.STOPPED_EARLY if "TRAIN RUN END" in log else Ending.INTERRUPTED

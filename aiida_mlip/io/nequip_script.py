@@ -10,6 +10,10 @@ from aiida_mlip.io.nequip_config import CHECKPOINT_DIR
 PACKAGE_FILE: Final[str] = "model.nequip.zip"
 STATUS_FILE: Final[str] = "status.txt"
 PACKAGE_LOG: Final[str] = "package.out"
+STDOUT: Final[str] = "train.out"
+STDERR: Final[str] = "train.err"
+#: Metrics of the trainings that this one continues.
+HISTORY_DIR: Final[str] = "history"
 INITIAL_DIR: Final[str] = "initial"
 BEST_FILE: Final[str] = "best.ckpt"
 

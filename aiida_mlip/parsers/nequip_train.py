@@ -10,12 +10,12 @@ from aiida.common.exceptions import NotExistent
 from aiida.engine import ExitCode
 from aiida.parsers import Parser
 
-from aiida_mlip.calculations.nequip_train import HISTORY_DIR, STDERR, config_of, cutoff_of
 from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.data.training_jobs import config_of, reference_energies_of
 from aiida_mlip.errors import FileFormatError, MlipError
-from aiida_mlip.io.nequip_config import METRICS_FILE
-from aiida_mlip.io.nequip_output import Curves, Ending, data_statistics, read_metrics, why_ended
-from aiida_mlip.io.nequip_script import PACKAGE_FILE, PACKAGE_LOG, STATUS_FILE, read_status
+from aiida_mlip.io.nequip_config import METRICS_FILE, cutoff_of
+from aiida_mlip.io.nequip_output import Curves, Ending, data_statistics, read_metrics, says_out_of_time, why_ended
+from aiida_mlip.io.nequip_script import HISTORY_DIR, PACKAGE_FILE, PACKAGE_LOG, STATUS_FILE, STDERR, read_status
 from aiida_mlip.kernel.splits import Part
 from aiida_mlip.protocols.train import TrainSettings, train_settings
 
@@ -97,7 +97,7 @@ class NequipTrainParser(Parser):
                     species=config["model_type_names"],
                     cutoff_ang=cutoff_of(config),
                     fidelities=[fidelity],
-                    reference_energies={fidelity: reference_energies(self.node, fidelity)},
+                    reference_energies={fidelity: reference_energies_of(self.node, fidelity)},
                     metrics={"validation": summary.get("best", {}), "best_epoch": summary.get("best_epoch")},
                     source=f"{PACKAGE_FILE} of NequipTrainCalculation<{self.node.pk}>",
                 )
@@ -140,6 +140,8 @@ class NequipTrainParser(Parser):
             return codes.ERROR_NO_CHECKPOINT.format(reason=_last_line(log) or "no output at all")
         if ending is Ending.INTERRUPTED:
             return codes.ERROR_INCOMPLETE.format(epochs=epochs, reason=_last_line(log))
+        if no_package is not None and says_out_of_time(log):
+            return codes.ERROR_WALLTIME.format(epochs=epochs)
         if no_package is not None:
             return codes.ERROR_NO_PACKAGE.format(reason=no_package)
         return None
@@ -163,18 +165,6 @@ class NequipTrainParser(Parser):
     def _log(self) -> str:
         options = [self.node.get_option(name) for name in ("output_filename", "scheduler_stdout", "scheduler_stderr")]
         return "\n".join(self._text(name) for name in [*options, STDERR] if name)
-
-
-def reference_energies(job: orm.CalcJobNode, fidelity: str) -> dict[str, float]:
-    """Energy shifts (eV per atom) of the model that this training started from."""
-    shifts = config_of(job)["training_module"]["model"].get("per_type_energy_shifts")
-    if isinstance(shifts, dict):
-        return {str(symbol): float(value) for symbol, value in shifts.items()}
-    if "initial_potential" in job.inputs:
-        return dict(job.inputs.initial_potential.reference_energies.get(fidelity, {}))
-    if "initial_folder" in job.inputs and isinstance(job.inputs.initial_folder.creator, orm.CalcJobNode):
-        return reference_energies(job.inputs.initial_folder.creator, fidelity)
-    return {}
 
 
 def _curves_node(curves: Curves) -> orm.ArrayData:

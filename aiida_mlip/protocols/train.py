@@ -101,6 +101,8 @@ class TrainSettings(SpecModel):
     :param reference: energies of isolated atoms ``isolated``, or ``fit``: those plus a ridge fit of what remains.
     :param batch_size: frames per step.
     :param max_epochs: passes over the training frames.
+    :param time_limit_s: seconds of training of one job, after which it is continued in another; by default what the
+        job's walltime leaves after start-up and packaging.
     :param stop_after: epochs without a better validation after which training ends; nothing: never.
     :param ema_decay: of the exponential moving average of the weights, which is what is validated and kept.
     :param grad_clip: largest norm of a gradient.
@@ -122,6 +124,7 @@ class TrainSettings(SpecModel):
     optimizer: OptimizerSettings
     batch_size: Count
     max_epochs: Count
+    time_limit_s: Count | None = None
     stop_after: Count | None = None
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
     grad_clip: Positive | None = None

@@ -1,0 +1,64 @@
+"""Settings of a training: protocols, overrides, messages."""
+
+from __future__ import annotations
+
+import pytest
+
+from aiida_mlip.errors import ProtocolError
+from aiida_mlip.protocols.model import PROTOCOLS
+from aiida_mlip.protocols.train import lower_learning_rate, reduce_batch_size, train_settings
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_protocols_are_valid_and_stable_under_a_round_trip(protocol):
+    found = train_settings({"protocol": protocol})
+    assert train_settings(found.model_dump()) == found
+
+
+def test_precise_costs_more_than_fast():
+    fast, precise = (train_settings({"protocol": name}) for name in ("fast", "precise"))
+    assert precise.model.num_layers > fast.model.num_layers
+    assert precise.max_epochs > fast.max_epochs
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"protocol": "fsat"}, "did you mean 'fast'"),
+        ({"model": {"cutof_ang": 4.0}}, r"train\.model\.cutof_ang: unknown key.*did you mean 'cutoff_ang'"),
+        ({"model": {"cutoff_ang": -4.0}}, r"train\.model\.cutoff_ang.*greater than 0.*-4\.0"),
+        ({"split": {"test": 0.6, "val": 0.5}}, "test \\+ val must stay below 1"),
+        ({"loss": {"energy": 0, "forces": 0, "stress": 0}}, "all weights of the loss are zero"),
+        ({"nequip": {"trainr": {}}}, "did you mean 'trainer'"),
+        ({"committee": 0}, "committee"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "learning_rate"),
+    ],
+)
+def test_mistakes_are_named(spec, message):
+    with pytest.raises(ProtocolError, match=message):
+        train_settings(spec)
+
+
+def test_not_a_mapping():
+    with pytest.raises(ProtocolError, match="expected a mapping"):
+        train_settings([1])  # type: ignore[arg-type]  # on purpose
+
+
+def test_lower_learning_rate_changes_only_that_and_clipping():
+    before = train_settings({"protocol": "fast"})
+    after = train_settings(lower_learning_rate({"protocol": "fast"}, factor=0.5))
+    assert after.optimizer.learning_rate == pytest.approx(before.optimizer.learning_rate / 2)
+    assert after.grad_clip == 10.0
+    changed = after.model_copy(update={"optimizer": before.optimizer, "grad_clip": before.grad_clip})
+    assert changed == before
+
+
+def test_reduce_batch_size_halves_until_one():
+    spec = {"protocol": "fast", "batch_size": 5}
+    sizes = []
+    while train_settings(spec).batch_size > 1:
+        spec = reduce_batch_size(spec)
+        sizes.append(spec["batch_size"])
+    assert sizes == [2, 1]
+    with pytest.raises(ProtocolError, match="already 1"):
+        reduce_batch_size(spec)
