@@ -97,15 +97,14 @@ def _read_pw(path: Path, *, fidelity: str | None, group: str) -> FileFrames:
         raise InvalidInputError(f"group {group!r}: outputs of pw.x have no info keys; allowed are {GROUPS}")
     if fidelity is None:
         raise InvalidInputError(f"{path}: labels of pw.x need the name of a fidelity")
-    ends = [match.group(1) == "has been achieved" for match in _SCF_END.finditer(path.read_text(errors="replace"))]
+    text = path.read_text(errors="replace")
+    ends = [match.group(1) == "has been achieved" for match in _SCF_END.finditer(text)]
     if ends == [False]:
-        images = _read_ase(path, "espresso-out", results_required=False)[:1]
-        images[0].calc = None
-        failed = _from_images(images, path, fidelity=fidelity, group=group).with_columns(
+        failed = _from_images([_start_geometry(text)], path, fidelity=fidelity, group=group).with_columns(
             fidelity=np.zeros(1, dtype="<i2"), failure=np.array([Failure.SCF_NOT_CONVERGED], dtype=np.uint8)
         )
         return FileFrames(path, failed, unconverged=1)
-    images = _read_ase(path, "espresso-out", results_required=True)
+    images = _read_ase(path, "espresso-out")
     if not all(ends) and len(ends) != len(images):
         raise FileFormatError(
             f"{path}: {ends.count(False)} SCF cycles did not converge, and it cannot be told which of "
@@ -118,15 +117,26 @@ def _read_pw(path: Path, *, fidelity: str | None, group: str) -> FileFrames:
     return FileFrames(path, _from_images(good, path, fidelity=fidelity, group=group), len(images) - len(good))
 
 
+def _start_geometry(text: str) -> Atoms:
+    """Geometry at the head of a pw.x output: what ran, also when nothing came of it."""
+    from ase.io.espresso import parse_pwo_start
+
+    lines = text.splitlines(keepends=True)
+    first = next(index for index, line in enumerate(lines) if "Program PWSCF" in line)
+    atoms = parse_pwo_start(lines, first)["atoms"]
+    atoms.calc = None
+    return atoms
+
+
 def _has_energy(image: Atoms) -> bool:
     return image.calc is not None and "energy" in image.calc.results
 
 
-def _read_ase(path: Path, file_format: str | None, **options: bool) -> list[Atoms]:
+def _read_ase(path: Path, file_format: str | None) -> list[Atoms]:
     import ase.io
 
     try:
-        images = ase.io.read(path, index=":", format=file_format, **options)
+        images = ase.io.read(path, index=":", format=file_format)
     except Exception as error:  # each of ASE's many readers fails in its own way
         raise FileFormatError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
     if not images:
