@@ -115,8 +115,8 @@ def _check(inputs: Mapping[str, Any]) -> None:
         if code not in inputs.get("codes", {}):
             raise MlipError(f"codes.{code}: missing, but fidelity {name!r} is of the engine {spec.engine}")
         if isinstance(spec, QeFidelity):
-            _check_pseudos(spec, dataset.species, f"fidelities.{name}")
-        _check_options(job_options(inputs, spec.engine), spec.engine)
+            check_pseudos(spec, dataset.species, f"fidelities.{name}")
+        check_options(job_options(inputs, spec.engine), spec.engine)
     if "max_concurrent" in inputs and inputs["max_concurrent"].value < 1:
         raise MlipError(f"max_concurrent: must be at least 1, got {inputs['max_concurrent'].value}")
     if "max_failed_fraction" in inputs and not 0 <= inputs["max_failed_fraction"].value <= 1:
@@ -126,7 +126,11 @@ def _check(inputs: Mapping[str, Any]) -> None:
         check_geometries(dataset.frames())
 
 
-def _check_pseudos(spec: QeFidelity, species: list[str], where: str) -> None:
+def check_pseudos(spec: QeFidelity, species: list[str], where: str) -> None:
+    """Check that the family has what a level of theory needs.
+
+    :raises MlipError: no pseudopotential for a species, or no cutoff.
+    """
     family = family_of(spec.pseudo_family)
     available = {upf.element for upf in family.nodes}
     if missing := [symbol for symbol in species if symbol not in available]:
@@ -143,7 +147,11 @@ def _check_pseudos(spec: QeFidelity, species: list[str], where: str) -> None:
         raise ProtocolError(f"{where}.starting_magnetization: {', '.join(stray)} is not in {spec.pseudo_family!r}")
 
 
-def _check_options(options: Mapping[str, Any], engine: str) -> None:
+def check_options(options: Mapping[str, Any], engine: str) -> None:
+    """Check the names of the options of the jobs of an engine.
+
+    :raises ProtocolError: an unknown one.
+    """
     process = CalculationFactory("quantumespresso.pw") if engine == "qe" else AseLabelCalculation
     valid = list(process.spec().inputs["metadata"]["options"])
     for key in options:
