@@ -57,6 +57,7 @@ def aiida_profile(aiida_config, aiida_profile_factory):
             connection.execute("PRAGMA journal_mode=WAL")
         connection.close()
         profile.set_option("runner.poll.interval", 0)
+        profile.set_option("daemon.timeout", 60)  # a loaded machine answers late
         aiida_config.update_profile(profile)
         aiida_config.store()
         yield profile

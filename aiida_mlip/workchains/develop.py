@@ -12,7 +12,7 @@ from aiida.engine import ExitCode, ToContext, WorkChain, if_
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.protocols.model import validate_spec
+from aiida_mlip.protocols.model import check_name, validate_spec
 from aiida_mlip.protocols.targets import Targets
 from aiida_mlip.workchains.generate import GenerateWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
@@ -98,10 +98,15 @@ class DevelopWorkChain(WorkChain):
         :param codes: ``pw`` and/or ``ase`` for labels, ``train`` and ``evaluate`` for the potential.
         :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
         :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
-        :param overrides: ``generate``, ``label``, ``train``, ``targets``: what differs from the protocol.
+        :param overrides: what differs from the protocol: ``generate`` (steps), ``label`` (ports, e.g.
+            ``max_concurrent``), ``train`` (settings), ``train_options`` (scheduler options), ``targets``.
         :raises InvalidInputError: unknown protocol or key.
         """
         overrides = overrides or {}
+        for key in overrides:
+            check_name("key", key, ["generate", "label", "train", "train_options", "targets"], where="overrides")
+        for key in overrides.get("label", {}):
+            check_name("key", key, ["options", *LabelWorkChain.spec().inputs], where="overrides.label")
         builder = cls.get_builder()
         stages: dict[str, Any] = {
             "generate": GenerateWorkChain.get_builder_from_protocol(
@@ -112,13 +117,14 @@ class DevelopWorkChain(WorkChain):
                 codes={name: codes[name] for name in ("pw", "ase") if name in codes},
                 fidelities=fidelities,
                 protocol=protocol,
-                overrides=overrides.get("label"),
+                **overrides.get("label", {}),
             ),
             "train": TrainWorkChain.get_builder_from_protocol(
                 dataset=structures,
                 codes={name: codes[name] for name in ("train", "evaluate")},
                 protocol=protocol,
                 overrides=overrides.get("train"),
+                options=overrides.get("train_options"),
             ),
         }
         for name, stage in stages.items():
@@ -209,8 +215,8 @@ class DevelopWorkChain(WorkChain):
         """Compare the errors on held-out frames with the targets."""
         if "targets" not in self.inputs:
             return None
-        errors = self.ctx.train.outputs.errors.get_dict()
-        missed = unmet_targets(errors, self.inputs.targets.get_dict())
+        errors = self.ctx.train.outputs.errors.get_dict().get("test", {})
+        missed = validate_spec(Targets, self.inputs.targets.get_dict(), where="targets").missed(errors)
         if missed:
             self.report(f"targets missed: {'; '.join(missed)}")
             return self.exit_codes.ERROR_TARGET_NOT_MET.format(missed="; ".join(missed))
