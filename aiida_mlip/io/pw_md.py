@@ -9,13 +9,13 @@ Format: Quantum ESPRESSO 6.7 to 7.x, ``ATOMIC_POSITIONS (angstrom)``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from jaxtyping import Float
 
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.kernel.trajectory import Segment
 from aiida_mlip.kernel.units import BOHR, RYDBERG
 
 _STEP: Final[re.Pattern[str]] = re.compile(r"^ +Entering Dynamics:.*$", re.MULTILINE)
@@ -34,43 +34,17 @@ _WALL: Final[re.Pattern[str]] = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class MdRun:
-    """Steps of one run of pw.x that have a complete label, in order, from the first to the first that has none.
-
-    :param positions: (m, a, 3) Å.
-    :param energy: (m,) eV, the energy whose derivative the forces are (``!`` line).
-    :param forces: (m, a, 3) eV/Å.
-    :param stress: (m, 3, 3) eV/Å³, tension positive; NaN where it was not computed.
-    :param kinetic: (m,) eV; NaN for a step whose kinetic energy was not printed any more.
-    :param unlabelled: (a, 3) Å: geometry of the next step, if it was printed; it has no (complete) label.
-    :param scf_failed: the scf of that next step did not converge.
-    :param completed: pw.x reached the number of steps it was asked for.
-    :param seconds: wall time, NaN when not known.
-    """
-
-    positions: Float[np.ndarray, "m a 3"]
-    energy: Float[np.ndarray, "m"]
-    forces: Float[np.ndarray, "m a 3"]
-    stress: Float[np.ndarray, "m 3 3"]
-    kinetic: Float[np.ndarray, "m"]
-    unlabelled: Float[np.ndarray, "a 3"] | None
-    scf_failed: bool
-    completed: bool
-    seconds: float
-
-    def __len__(self) -> int:
-        return len(self.energy)
-
-
-def read_md_output(text: str, start: Float[np.ndarray, "a 3"], *, source: str = "pw.x output") -> MdRun:
+def read_md_output(
+    text: str, start: Float[np.ndarray, "a 3"], *, stress: bool = True, source: str = "pw.x output"
+) -> Segment:
     """Labelled steps of the standard output of a molecular dynamics run.
 
-    A step counts when its scf converged and its energy, all its forces and, if computed, its whole stress are there and
+    A step counts when its scf converged and its energy, all its forces and, if wanted, its whole stress are there and
     finite. An unconverged scf is never a label, whatever was printed with it.
 
     :param text: the output, possibly cut off.
     :param start: (a, 3) Å, positions the run was given (the output has them with fewer digits).
+    :param stress: the run was asked for the stress.
     :param source: what to call the output in messages.
     :raises FileFormatError: the text is the output of another kind of calculation or of other atoms.
     """
@@ -87,7 +61,7 @@ def read_md_output(text: str, start: Float[np.ndarray, "a 3"], *, source: str = 
             if moved is None:
                 break
             pending = positions = moved
-        label = _label(part, n_atoms)
+        label = _label(part, n_atoms, stress=stress)
         if label is None:
             failed = bool(_NOT_CONVERGED.search(part))
             break
@@ -97,7 +71,7 @@ def read_md_output(text: str, start: Float[np.ndarray, "a 3"], *, source: str = 
     if parts[0].strip() and "PWSCF" not in parts[0] and not steps:
         raise FileFormatError(f"{source}: not an output of pw.x; it begins {complete[:60]!r}")
     m = len(steps)
-    return MdRun(
+    return Segment(
         positions=np.array([s[0] for s in steps]).reshape(m, n_atoms, 3),
         energy=np.array([s[1] for s in steps]) * RYDBERG,
         forces=np.array([s[2] for s in steps]).reshape(m, n_atoms, 3) * RYDBERG / BOHR,
@@ -111,7 +85,7 @@ def read_md_output(text: str, start: Float[np.ndarray, "a 3"], *, source: str = 
     )
 
 
-def _label(part: str, n_atoms: int) -> tuple[float, np.ndarray, np.ndarray] | None:
+def _label(part: str, n_atoms: int, *, stress: bool) -> tuple[float, np.ndarray, np.ndarray] | None:
     """Energy (Ry), forces (Ry/bohr) and stress (Ry/bohr³) of the scf in a part of the output; None if not complete."""
     if _NOT_CONVERGED.search(part) or not _CONVERGED.search(part):
         return None
@@ -123,13 +97,8 @@ def _label(part: str, n_atoms: int) -> tuple[float, np.ndarray, np.ndarray] | No
         energy = float(energies[-1])
     except ValueError:
         return None
-    stress = np.full((3, 3), np.nan)
-    if "Computing stress" in part:
-        found = _vectors(part, _STRESS, 3)
-        if found is None:
-            return None
-        stress = found
-    return (energy, forces, stress) if np.isfinite(energy) else None
+    tensor = _vectors(part, _STRESS, 3) if stress else np.full((3, 3), np.nan)
+    return None if tensor is None or not np.isfinite(energy) else (energy, forces, tensor)
 
 
 def _vectors(part: str, header: re.Pattern[str], n: int, *, skip_words: int = 0, after: str = "") -> np.ndarray | None:

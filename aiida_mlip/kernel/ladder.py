@@ -50,7 +50,7 @@ def ladder(
     strains: Sequence[Sequence[float]] = ((0.0,) * 6,),
     replicas: int = 1,
 ) -> tuple[Rung, ...]:
-    """All combinations, in the order seed, volume, strain, temperature, replica; a seed that appears twice runs once."""
+    """All combinations, by seed, volume, strain, temperature, replica; a seed that appears twice runs once."""
     first = {name: row for row, name in reversed(list(enumerate(seeds.ids())))}
     return tuple(
         Rung(row, name, float(kelvin), float(scale), tuple(float(x) for x in strain), replica)
