@@ -42,14 +42,15 @@ def boxed(
     if missing.any():
         # unit vectors orthogonal to the vectors that are there (null space by SVD; the axes if none is there)
         present = cell[~missing]
-        axes = np.eye(3) if missing.all() else np.linalg.svd(present)[2][len(present) :]
+        axes = np.eye(3) if missing.all() else np.array(np.linalg.svd(present)[2][len(present) :])
+        cell[missing] = axes
+        if np.linalg.det(cell) < 0:
+            axes[0] *= -1  # right-handed, whichever way the null space came out
         for direction, axis in zip(np.flatnonzero(missing), axes, strict=True):
             along = moved @ axis
             length = along.max() - along.min() + 2 * padding
             cell[direction] = length * axis
             moved += (length / 2 - (along.max() + along.min()) / 2) * axis
-        if np.linalg.det(cell) < 0 and missing.sum() < 3:
-            cell[np.flatnonzero(missing)[0]] *= -1
     if abs(np.linalg.det(cell)) < ZERO:
         raise InvalidInputError(f"the cell has no volume: {cell.tolist()}")
     return moved, cell

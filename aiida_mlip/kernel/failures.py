@@ -36,13 +36,17 @@ _TEXT: Final[tuple[tuple[Failure, re.Pattern[str]], ...]] = (
         Failure.WALLTIME,
         re.compile(
             r"due to time limit|time limit exceeded|walltime.{0,30}exceed|exceed.{0,30}walltime|"
-            r"maximum cpu time exceeded|term_runlimit|wall clock limit",
+            r"maximum cpu time exceeded|cpu time limit exceeded|term_runlimit|wall clock limit",
             re.IGNORECASE,
         ),
     ),
     (
         Failure.SCF_NOT_CONVERGED,
         re.compile(r"convergence not achieved|convergence NOT achieved|scf (?:has )?not converged", re.IGNORECASE),
+    ),
+    (
+        Failure.SUBMISSION,
+        re.compile(r"command not found|error while loading shared libraries|could not find or execute|execve\(\)"),
     ),
     (
         Failure.CRASHED,

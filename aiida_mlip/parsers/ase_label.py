@@ -47,7 +47,9 @@ class AseLabelParser(Parser):
     def _read(self, n_asked: int) -> tuple[LabelReport | None, Frames | None, str]:
         """Report and labels as far as they are there and readable, and what is wrong with them."""
         names = self.retrieved.base.repository.list_object_names()
-        report, labels, problem = None, None, ""
+        report: LabelReport | None = None
+        labels: Frames | None = None
+        problem = ""
         if OUTPUT_FILE in names:
             try:
                 text = self.retrieved.base.repository.get_object_content(OUTPUT_FILE, mode="r")
@@ -60,9 +62,8 @@ class AseLabelParser(Parser):
                     labels = read_shard(handle, source=LABELS_FILE)
             except FileFormatError as error:
                 problem = str(error)
-            else:
-                if len(labels) > n_asked:
-                    labels, problem = None, f"{LABELS_FILE} has {len(labels)} rows, {n_asked} were asked for"
+        if labels is not None and len(labels) > n_asked:
+            labels, problem = None, f"{LABELS_FILE} has {len(labels)} rows, {n_asked} were asked for"
         return report, labels, problem
 
     @staticmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiida import orm
 from aiida.common.links import LinkType
@@ -319,7 +319,7 @@ class LabelWorkChain(WorkChain):
             entry["found"][str(index)] = known
             entry["reused"].append(index)
             return None
-        spec = parse_batch(content)
+        spec = cast(QeFidelity, parse_batch(content))
         mesh = mesh_from_distance(*cell_and_pbc(structure), spec.kpoints_distance_inv_ang)
         symbols = sorted(structure.get_symbols_set())
         family = family_of(spec.pseudo_family)

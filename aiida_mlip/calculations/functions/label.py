@@ -126,8 +126,15 @@ def collect_labels(frames: DatasetData, batch: orm.Dict, **children: orm.Data) -
     :returns: ``dataset`` and ``report``: counts and what is known about each failure.
     """
     content = batch.get_dict()
-    rows = take_rows(frames, content["rows"])
-    outcomes = [outcome_of(children, i, rows.take([i]), parse_batch(content).labels) for i in range(len(rows))]
+    spec = parse_batch(content)
+    everything = range(len(content["rows"]))
+    # without a structure a frame was never started (qe); a job of the ase engine that left nothing failed as a whole
+    started = [i for i in everything if {f"structure_{i:04d}", f"reused_structure_{i:04d}"} & set(children)]
+    started = list(everything) if spec.engine == "ase" else started
+    rows = take_rows(frames, [content["rows"][i] for i in started])
+    outcomes = [
+        outcome_of(children, index, rows.take([row]), spec.labels, batch=batch) for row, index in enumerate(started)
+    ]
     labelled = _with_outcomes(rows, content["fidelity"], outcomes)
     node = DatasetData.from_frames(labelled, settings={content["fidelity"]: content["settings"]})
     failures = [

@@ -50,12 +50,15 @@ def parameters_label(symbols: Sequence[str], n_atoms: int) -> str:
     return f"parameters_{n_atoms}_{'_'.join(sorted(symbols))}"
 
 
-def outcome_of(children: Mapping[str, orm.Data], index: int, frame: Frames, labels: Sequence[str]) -> Outcome:
+def outcome_of(
+    children: Mapping[str, orm.Data], index: int, frame: Frames, labels: Sequence[str], *, batch: orm.Dict
+) -> Outcome:
     """Outcome of the ``index``-th frame of a batch from the nodes that its process left.
 
     :param children: see :func:`~aiida_mlip.calculations.functions.label.collect_labels`.
     :param frame: the frame itself, one row.
     :param labels: which labels are kept.
+    :param batch: the batch, which was the input of a job that left nothing at all.
     """
     prefix = "reused_" if f"reused_parameters_{index:04d}" in children else ""
     found = {
@@ -66,7 +69,7 @@ def outcome_of(children: Mapping[str, orm.Data], index: int, frame: Frames, labe
         return _success(found["parameters"], found["trajectory"], frame, labels, reused=bool(prefix))
     if found["retrieved"] is not None:
         return _failure(found["retrieved"].creator)
-    return _vanished(found["structure"])
+    return _vanished(found["structure"] or batch)
 
 
 def _success(
@@ -103,7 +106,7 @@ def _failure(calculation: orm.CalcJobNode) -> Outcome:
     return Outcome(failure=failure, uuid=calculation.uuid, cost=_core_seconds(calculation), message=message)
 
 
-def _vanished(node: orm.Data | None) -> Outcome:
+def _vanished(node: orm.Data) -> Outcome:
     """Class of a process that left no files: never submitted, killed before it ran, or an exception."""
     process = _consumer(node)
     if process is None:
@@ -117,10 +120,8 @@ def _vanished(node: orm.Data | None) -> Outcome:
     )
 
 
-def _consumer(node: orm.Data | None) -> orm.ProcessNode | None:
+def _consumer(node: orm.Data) -> orm.ProcessNode | None:
     """Latest workchain, or job, that took a node as input."""
-    if node is None:
-        return None
     for link in (LinkType.INPUT_WORK, LinkType.INPUT_CALC):
         consumers = [
             process
