@@ -10,7 +10,22 @@ from __future__ import annotations
 
 from typing import Final
 
-from aiida_mlip.kernel.generators import random_structure, rattle, strain
+from aiida_mlip.kernel.generators import (
+    antisite,
+    cluster,
+    decoration,
+    interstitial,
+    molecules,
+    random_crystal,
+    random_structure,
+    rattle,
+    sqs,
+    stacking_fault,
+    strain,
+    supercell,
+    surface,
+    vacancy,
+)
 from aiida_mlip.kernel.generators.base import Generator, empty_frames
 
 GENERATORS: Final[dict[str, Generator]] = {
@@ -19,6 +34,20 @@ GENERATORS: Final[dict[str, Generator]] = {
         rattle.GENERATOR,
         strain.GENERATOR,
         random_structure.GENERATOR,
+        random_crystal.GENERATOR,
+        supercell.GENERATOR,
+        vacancy.GENERATOR,
+        interstitial.GENERATOR,
+        antisite.GENERATOR,
+        surface.GENERATOR,
+        stacking_fault.GENERATOR,
+        molecules.ISOLATED_ATOM,
+        molecules.DIMER,
+        molecules.TRIMER,
+        cluster.CLUSTER,
+        cluster.NANOPARTICLE,
+        decoration.GENERATOR,
+        sqs.GENERATOR,
     )
 }
 
