@@ -22,8 +22,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-#: Extra on a workchain node: how many calls it is going to make, where it knows.
-EXPECTED_CALLS = "aiida_mlip_expected_calls"
+from aiida_mlip.data.extras import EXPECTED_CALLS
+
 _TERMINATED = ("finished", "excepted", "killed")
 _REFRESH_SECONDS = 1.0
 _LINE_SECONDS = 15.0
@@ -95,7 +95,7 @@ def render(state: Snapshot) -> Group:
             stage.name,
             str(stage.pk),
             stage.detail if stage.detail else _outcome(stage.state, stage.exit_status),
-            f"{stage.done}/{stage.total}",
+            f"{stage.done}/{stage.total}" if stage.total else "",
             str(stage.running or ""),
             str(stage.failed or ""),
             str(timedelta(seconds=int(stage.seconds))),
@@ -108,11 +108,11 @@ def line(state: Snapshot) -> str:
     """The state as one line, for a log file."""
     parts = []
     for stage in state.stages:
-        text = f"{stage.name} {stage.done}/{stage.total}"
+        text = f"{stage.name} {stage.done}/{stage.total}" if stage.total else f"{stage.name} {stage.state}"
         if stage.failed:
             text += f" ({stage.failed} failed)"
         if stage.state not in _TERMINATED:
-            text += f", {stage.detail or f'{stage.running} running'}"
+            text += f", {stage.detail}" if stage.detail else f", {stage.running} running" if stage.running else ""
             if stage.expected_end:
                 text += f", expected end {stage.expected_end.astimezone():%H:%M:%S}"
         parts.append(text)
@@ -135,7 +135,8 @@ def run_with_progress(
     """Run a builder in this process, showing its progress; returns outputs and process node."""
     from aiida.manage import get_manager
 
-    runner = get_manager().get_runner()
+    # like `aiida.engine.run`: a runner of its own without communicator, so that no broker has to be up
+    runner = get_manager().create_runner(communicator=None)
     with _display(console or Console()) as show, _quiet_reports():
         inputs = dict(process._inputs(prune=True))
         instance = runner.instantiate_process(process.process_class, **inputs)

@@ -17,6 +17,7 @@ from aiida_mlip.calculations.functions.label import assemble_labels, collect_lab
 from aiida_mlip.calculations.functions.qe_labels import kpoints_label, parameters_label
 from aiida_mlip.data.batches import parse_batch
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.extras import EXPECTED_CALLS
 from aiida_mlip.data.reuse import SETTINGS, find_finished_calculations, find_labelled_datasets, same_structure
 from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.geometry_checks import check_geometries
@@ -200,6 +201,7 @@ class LabelWorkChain(WorkChain):
         self.ctx.isolated = outputs["isolated"].uuid if "isolated" in outputs else None
         for _, node in sorted(item for item in outputs.items() if item[0].startswith("batch_")):
             self._enqueue(node)
+        self.node.base.extras.set(EXPECTED_CALLS, len(self.ctx.queue))
         self.report(f"{self.ctx.n_tasks} labels to compute, in {len(self.ctx.batches)} batches")
 
     def has_work(self) -> bool:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from aiida_mlip.cli import progress
+from aiida_mlip.data.extras import EXPECTED_CALLS
 from aiida_mlip.errors import InvalidInputError
 
 pytestmark = pytest.mark.usefixtures("aiida_profile")
@@ -44,7 +45,7 @@ class Branch(WorkChain):
         """Wait for the calls: a last step that returns ToContext would not."""
 
     def run_leaves(self):
-        self.node.base.extras.set(progress.EXPECTED_CALLS, 4)
+        self.node.base.extras.set(EXPECTED_CALLS, 4)
         return ToContext(
             **{f"leaf_{i}": self.submit(Leaf, fail=self.inputs.fail if i == 1 else self.inputs.good) for i in range(3)}
         )
