@@ -65,7 +65,7 @@ class LazyGroup(click.Group):
 def main(ctx: click.Context, profile: str | None) -> None:
     """Develop machine-learned interatomic potentials with AiiDA, every step in the provenance graph."""
     ctx.obj = {"profile": profile}
-    if profile is None or ctx.invoked_subcommand == "setup":  # setup creates the profile it is given
+    if profile is None or ctx.invoked_subcommand in ("setup", "doctor"):  # they cope with one that is missing or broken
         return
     from aiida import load_profile
     from aiida.common.exceptions import AiidaException

@@ -57,9 +57,9 @@ class Machine:
         path.write_text(code)
         return path
 
-    def doctor(self) -> tuple[int, dict[str, list[dict[str, Any]]]]:
+    def doctor(self, *arguments: str) -> tuple[int, dict[str, list[dict[str, Any]]]]:
         """Exit status of ``aiida-mlip doctor``, and its findings by subject."""
-        done = self.call("aiida-mlip", "doctor", "--json")
+        done = self.call("aiida-mlip", "doctor", "--json", *arguments)
         try:
             findings = json.loads(done.stdout)["findings"]
         except ValueError:
@@ -72,11 +72,11 @@ class Machine:
     def doctor_until(
         self, accept: Callable[[dict[str, Any]], bool], subject: str, *, timeout_s: float
     ) -> dict[str, Any]:
-        """Examine until a finding on ``subject`` is accepted: daemon and broker take seconds to notice."""
+        """Examine the daemon until a finding on ``subject`` is accepted: daemon and broker take seconds to notice."""
         deadline = time.monotonic() + timeout_s
         found: list[dict[str, Any]] = []
         while time.monotonic() < deadline:
-            found = self.doctor()[1].get(subject, [])
+            found = self.doctor("--only", "daemon")[1].get(subject, [])
             for finding in found:
                 if accept(finding):
                     return finding
