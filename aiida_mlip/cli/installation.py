@@ -111,6 +111,7 @@ def ensure_profile(name: str | None = None, *, dry_run: bool = False) -> Action:
             broker_config={"supervised_by_daemon": True},
         )
         config.set_option("runner.poll.interval", 1, scope=name)
+        config.set_option("daemon.timeout", 60, scope=name)  # stopping takes longer than 20 s where jobs fill the cores
         config.set_default_profile(name, overwrite=False)
         config.store()
         changes.append("created")

@@ -70,7 +70,7 @@ def read_daemon_state() -> DaemonState:
     kind, status, tasks = _read_broker(broker)
     running, error, ages = False, None, {}
     try:
-        info = manager.get_daemon_client().get_worker_info(timeout=3).get("info", {})
+        info = manager.get_daemon_client().get_worker_info(timeout=10).get("info", {})
         running, ages = True, {int(pid): float(about["age"]) for pid, about in info.items() if _is_alive(int(pid))}
     except DaemonNotRunningException:
         pass
