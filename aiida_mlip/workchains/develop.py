@@ -107,6 +107,8 @@ class DevelopWorkChain(WorkChain):
             check_name("key", key, ["generate", "label", "train", "train_options", "targets"], where="overrides")
         for key in overrides.get("label", {}):
             check_name("key", key, ["options", *LabelWorkChain.spec().inputs], where="overrides.label")
+        if missing := {"train", "evaluate"} - set(codes):
+            raise InvalidInputError(f"codes: {', '.join(sorted(missing))} missing; got {', '.join(sorted(codes))}")
         builder = cls.get_builder()
         stages: dict[str, Any] = {
             "generate": GenerateWorkChain.get_builder_from_protocol(

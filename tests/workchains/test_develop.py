@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 from aiida import orm
 from aiida.engine import run_get_node
@@ -57,7 +63,7 @@ def teacher_codes(label_code, train_code, evaluate_code):
 
 @pytest.mark.nequip
 @pytest.mark.slow
-def test_from_crystal_to_potential_with_a_teacher_that_misses_its_target(teacher_codes):
+def test_from_crystal_to_potential_with_a_teacher_that_misses_its_target(teacher_codes, tmp_path):
     impossible = {"force_rmse_relative": 1e-9}
     job = builder(bulk("Cu", cubic=True), teacher_codes, EMT, label={"isolated_atoms": True}, targets=impossible)
     results, node = run_get_node(job)
@@ -83,6 +89,7 @@ def test_from_crystal_to_potential_with_a_teacher_that_misses_its_target(teacher
     report = provenance.audit(results["potentials"]["member_0"])
     assert report.orphans == ()
     assert provenance.audit(node).passed
+    assert audited_elsewhere(node, tmp_path)["n_nodes"] == provenance.audit(node).n_nodes
 
 
 @pytest.mark.qe
@@ -105,6 +112,26 @@ def test_the_daemon_does_the_same_with_pw(pw_code, train_code, evaluate_code, su
     assert again.is_finished_ok, (again.exit_status, again.exit_message)
     summary = again.outputs.label_summary["fidelities"]["lda"]
     assert (summary["computed"], summary["reused"]) == (0, 13)
+
+
+def audited_elsewhere(node, tmp_path):
+    """Archive of a workchain, imported into an empty profile of its own, and what the audit says there."""
+    from aiida.tools.archive import create_archive
+
+    archive = tmp_path / "result.aiida"
+    create_archive([node], filename=archive, test_run=False)
+    environment = {**os.environ, "AIIDA_PATH": str(tmp_path)}
+    (tmp_path / ".aiida").mkdir()
+    bin_dir = Path(sys.executable).parent
+
+    def run(*command):
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    run(bin_dir / "verdi", "presto", "-p", "fresh", "--no-broker")
+    run(bin_dir / "verdi", "-p", "fresh", "archive", "import", str(archive))
+    report = json.loads(run(bin_dir / "aiida-mlip", "-p", "fresh", "audit", node.uuid, "--json"))
+    assert report["passed"], report["orphans"]
+    return report
 
 
 def _calls():

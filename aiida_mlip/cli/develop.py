@@ -1,0 +1,95 @@
+"""``aiida-mlip develop``: the main job from one file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from aiida_mlip.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from aiida import orm
+
+    from aiida_mlip.protocols.develop import DevelopSpec
+
+
+@click.command()
+@click.argument("job", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="JOB.yaml")
+@click.option("--submit", "to_daemon", is_flag=True, help="Hand the job to the daemon instead of running it here.")
+def develop(job: Path, to_daemon: bool) -> None:
+    """Develop a potential as JOB.yaml says: generate frames, label them with DFT, train, report held-out errors.
+
+    The keys of the file are documented in aiida_mlip.protocols.develop; examples/silicon.yaml is one.
+    """
+    from aiida.engine import submit
+    from aiida.manage.configuration import load_profile
+
+    load_profile()
+    from aiida_mlip.cli.progress import run_with_progress, watch
+    from aiida_mlip.cli.results import print_results
+
+    builder = _builder(_read(job), job.parent)
+    if to_daemon:
+        node = submit(builder)
+        click.echo(f"submitted as {node.pk}; interrupting this leaves it alone: aiida-mlip status {node.pk} --watch")
+        watch(node.pk)
+    else:
+        _, node = run_with_progress(builder)
+    print_results(node)
+    if not node.is_finished_ok:
+        raise click.ClickException(f"the job ended with exit status {node.exit_status}: {node.exit_message}")
+
+
+def _read(job: Path) -> DevelopSpec:
+    import yaml
+
+    from aiida_mlip.protocols.develop import DevelopSpec
+    from aiida_mlip.protocols.model import validate_spec
+
+    try:
+        data = yaml.safe_load(job.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"{job}: not a YAML file: {error}") from error
+    return validate_spec(DevelopSpec, data, where=str(job))
+
+
+def _builder(spec: DevelopSpec, folder: Path) -> Any:  # Any: a ProcessBuilder
+    from aiida_mlip.data.dataset import DatasetData
+    from aiida_mlip.kernel.frames import from_ase
+    from aiida_mlip.workchains.develop import DevelopWorkChain
+
+    images = [image for name in spec.structures for image in _images(folder / name)]
+    for image in images:
+        image.calc = None  # seeds are geometries
+    return DevelopWorkChain.get_builder_from_protocol(
+        DatasetData.from_frames(from_ase(images, source=", ".join(spec.structures))),
+        codes={name: _code(name, label) for name, label in spec.codes.items()},
+        fidelities=spec.fidelities,
+        protocol=spec.protocol,
+        overrides=spec.overrides,
+    )
+
+
+def _images(path: Path) -> list[Any]:  # Any: ase.Atoms
+    from ase.io import read
+
+    if not path.is_file():
+        raise InvalidInputError(f"structures: there is no file {path}")
+    try:
+        images: list[Any] = read(path, index=":")
+    except Exception as error:
+        raise InvalidInputError(f"structures: ASE cannot read {path}: {error}") from error
+    return images
+
+
+def _code(name: str, label: str) -> orm.AbstractCode:
+    from aiida import orm
+    from aiida.common.exceptions import MultipleObjectsError, NotExistent
+
+    try:
+        return orm.load_code(label)
+    except (NotExistent, MultipleObjectsError, ValueError) as error:
+        known = sorted(code.full_label for code in orm.QueryBuilder().append(orm.AbstractCode).all(flat=True))
+        raise InvalidInputError(f"codes.{name}: no code {label!r} in this profile; there are {known}") from error
