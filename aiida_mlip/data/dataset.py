@@ -12,15 +12,16 @@ from aiida import orm
 from aiida.common.exceptions import ValidationError
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
-from aiida_mlip.io.shards import ROWS_PER_SHARD, read_columns, read_shard, shard_name, write_shard
+from aiida_mlip.io.shards import ROWS_PER_SHARD, read_columns, read_shard, read_tables, shard_name, write_shard
 from aiida_mlip.kernel.frames import (
     NONE,
     Failure,
     Frames,
     concatenate,
     id_hex,
+    id_keys,
+    label_keys,
     reference_energies,
-    row_keys,
 )
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ UNITS = {
     "stress": "eV/angstrom^3, tension positive",
     "cost": "core-seconds",
 }
+
+_BARE, _FAILED, _LABELLED = range(3)
 
 
 class DatasetData(orm.Data):
@@ -60,15 +63,17 @@ class DatasetData(orm.Data):
         if len(frames) == 0:
             raise InvalidInputError("an empty dataset: there are no frames")
         node = cls()
-        node._append((frames.take(rows) for rows in _chunks(len(frames))), settings or {})
+        parts = [frames] if len(frames) <= ROWS_PER_SHARD else (frames.take(rows) for rows in _chunks(len(frames)))
+        node._append(parts, settings or {})
         return node
 
     @classmethod
     def merge(cls, datasets: Sequence[DatasetData]) -> DatasetData:
         """Unstored union of several datasets; whole shards are kept as they are, so they cost no new bytes.
 
-        A row (frame id and fidelity) that an earlier dataset has already is dropped, and so is an unlabelled or
-        failed row whose frame is labelled at that fidelity, or labelled at all, by an earlier dataset.
+        Of several labels of one frame at one fidelity the first is kept. A failed row is dropped where the frame is
+        labelled at that fidelity in any of the datasets, an unlabelled row where the frame is labelled or failed at
+        any fidelity: a label that comes later supersedes its absence, never another label.
 
         :raises InvalidInputError: nothing to merge, or one fidelity name with two different settings hashes.
         """
@@ -90,7 +95,6 @@ class DatasetData(orm.Data):
     def _merge(self, datasets: Sequence[DatasetData]) -> None:
         settings: dict[str, str] = {}
         summaries: list[dict[str, Any]] = []
-        seen_keys: list[np.ndarray] = []
         for dataset in datasets:
             for name, value in dataset.settings.items():
                 if settings.setdefault(name, value) != value:
@@ -98,26 +102,21 @@ class DatasetData(orm.Data):
                         f"fidelity {name!r} was computed with two different settings ({settings[name][:8]} and "
                         f"{value[:8]}); give one of them another name"
                     )
-            new_keys = []
-            seen = np.concatenate(seen_keys) if seen_keys else np.zeros(0, dtype="V32")
-            for summary in dataset.base.attributes.get("shards"):
-                path = f"{self._PREFIX}/{summary['name']}"
-                if any(summary["name"] == other["name"] for other in summaries):
-                    continue
-                keys = _shard_keys(dataset, summary["name"])
-                keep = ~np.isin(keys, seen)
-                new_keys.append(keys)
-                if keep.all():
-                    with dataset.base.repository.open(path, "rb") as handle:
-                        self.base.repository.put_object_from_filelike(handle, path)
-                    summaries.append(summary)
-                elif keep.any():
-                    part = dataset._read(summary["name"]).take(keep)
-                    data = write_shard(part)
-                    name = shard_name(data)
+        shards = _distinct_shards(datasets)
+        masks = _kept_rows([dataset._row_states(summary["name"]) for dataset, summary in shards])
+        for (dataset, summary), keep in zip(shards, masks, strict=True):
+            path = f"{self._PREFIX}/{summary['name']}"
+            if keep.all():
+                with dataset.base.repository.open(path, "rb") as handle:
+                    self.base.repository.put_object_from_filelike(handle, path)
+                summaries.append(summary)
+            elif keep.any():
+                part = dataset._read(summary["name"]).take(keep)
+                data = write_shard(part)
+                name = shard_name(data)
+                if all(name != other["name"] for other in summaries):
                     self.base.repository.put_object_from_filelike(io.BytesIO(data), f"{self._PREFIX}/{name}")
                     summaries.append({"name": name, "bytes": len(data), **_summarise(part)})
-            seen_keys += new_keys
         self._set_summary(summaries, settings)
 
     def _set_summary(self, shards: list[dict[str, Any]], settings: dict[str, str]) -> None:
@@ -201,6 +200,19 @@ class DatasetData(orm.Data):
         if shard_name(data) != name:
             raise FileFormatError(f"DatasetData<{self.uuid}>: shard {name} does not match its content hash")
         return read_shard(io.BytesIO(data), source=f"DatasetData<{self.uuid}> shard {name[:12]}")
+
+    def _row_states(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Of each row of a shard: frame id, (frame id, fidelity), and whether bare, failed or labelled."""
+        path, source = f"{self._PREFIX}/{name}", f"DatasetData<{self.uuid}>"
+        with self.base.repository.open(path, "rb") as handle:
+            table = read_tables(handle, source=source)["fidelities"]
+        with self.base.repository.open(path, "rb") as handle:
+            columns = read_columns(handle, ["frame_id", "fidelity", "failure"], source=source)
+        # a label may lack its energy (forces of a cluster fragment): what failed says so
+        state = np.where(columns["failure"] == 0, _LABELLED, _FAILED)
+        state[columns["fidelity"] == NONE] = _BARE
+        keys = label_keys(columns["frame_id"], columns["fidelity"], table)
+        return id_keys(columns["frame_id"]), keys, state
 
     def iter_shards(self) -> Iterator[Frames]:
         """Frames shard by shard: at most one shard is held at a time."""
@@ -288,8 +300,26 @@ def _chunks(n: int) -> Iterator[np.ndarray]:
     return (np.arange(start, min(start + ROWS_PER_SHARD, n)) for start in range(0, n, ROWS_PER_SHARD))
 
 
-def _shard_keys(dataset: DatasetData, name: str) -> np.ndarray:
-    return row_keys(dataset._read(name))
+def _distinct_shards(datasets: Sequence[DatasetData]) -> list[tuple[DatasetData, dict[str, Any]]]:
+    """Shards of all datasets in order, each content once."""
+    found: dict[str, tuple[DatasetData, dict[str, Any]]] = {}
+    for dataset in datasets:
+        for summary in dataset.base.attributes.get("shards"):
+            found.setdefault(summary["name"], (dataset, summary))
+    return list(found.values())
+
+
+def _kept_rows(states: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
+    """Per shard the mask of rows that survive a merge, see :meth:`DatasetData.merge`."""
+    frame, key, state = (np.concatenate(parts) for parts in zip(*states, strict=True))
+    keep = np.zeros(len(frame), dtype=bool)
+    labelled, failed, bare = (np.flatnonzero(state == value) for value in (_LABELLED, _FAILED, _BARE))
+    keep[labelled[np.unique(key[labelled], return_index=True)[1]]] = True
+    failed = failed[~np.isin(key[failed], key[labelled])]
+    keep[failed[np.unique(key[failed], return_index=True)[1]]] = True
+    bare = bare[~np.isin(frame[bare], frame[keep])]
+    keep[bare[np.unique(frame[bare], return_index=True)[1]]] = True
+    return np.split(keep, np.cumsum([len(part[0]) for part in states])[:-1])
 
 
 def _sort_symbols(symbols: Iterable[str]) -> list[str]:
@@ -311,7 +341,7 @@ def _summarise(frames: Frames) -> dict[str, Any]:
     failures = Counter(Failure(int(value)).label for value in frames.failure if value)
     generators = Counter(frames.generators[i] if i != NONE else "import" for i in frames.generator)
     ranges = {}
-    norms = np.linalg.norm(frames.forces, axis=1)
+    norms = np.sqrt(np.einsum("ai,ai->a", frames.forces, frames.forces))
     volume = np.abs(np.linalg.det(frames.cell))
     per_atom = {
         "energy_ev_per_atom": frames.energy / frames.natoms,

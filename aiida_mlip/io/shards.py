@@ -10,7 +10,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Iterable
 from typing import IO, Any, Final
 
@@ -24,6 +27,26 @@ VERSION: Final[int] = 1
 ROWS_PER_SHARD: Final[int] = 10_000
 _HEADER: Final[str] = "header.json"
 _SUFFIX: Final[str] = ".npy"
+#: Bytes within which the header of an array must end.
+_MAX_ARRAY_HEADER: Final[int] = 4096
+_TABLES: Final[tuple[str, str]] = ("fidelities", "generators")
+#: Columns that every shard has.
+_ALWAYS: Final[tuple[str, ...]] = ("numbers", "positions", "cell", "frame_id")
+#: What a damaged or hostile file makes the readers below raise.
+_UNREADABLE: Final[tuple[type[Exception], ...]] = (
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    ValueError,
+    KeyError,
+    IndexError,
+    SyntaxError,
+    RuntimeError,  # encrypted members, JSON nested without end, compressions that do not exist
+    struct.error,
+    tokenize.TokenError,
+)
 _EPOCH: Final[tuple[int, int, int, int, int, int]] = (1980, 1, 1, 0, 0, 0)
 
 
@@ -34,9 +57,11 @@ def write_shard(frames: Frames) -> bytes:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         _write_member(archive, _HEADER, json.dumps(header, sort_keys=True).encode())
         for name, value in _columns(frames):
-            member = io.BytesIO()
-            np.lib.format.write_array(member, value, version=(1, 0), allow_pickle=False)
-            _write_member(archive, name + _SUFFIX, member.getbuffer())
+            head = io.BytesIO()
+            np.lib.format.write_array_header_1_0(head, np.lib.format.header_data_from_array_1_0(value))
+            # an empty array has no bytes to take a view of
+            body = memoryview(value.data).cast("B") if value.size else b""
+            _write_member(archive, name + _SUFFIX, head.getvalue(), body)
     return buffer.getvalue()
 
 
@@ -76,6 +101,15 @@ def read_columns(stream: IO[bytes], names: Iterable[str], *, source: str = "shar
     return columns
 
 
+def read_tables(stream: IO[bytes], *, source: str = "shard") -> dict[str, tuple[str, ...]]:
+    """Name tables of a shard: ``fidelities`` and ``generators``.
+
+    :raises FileFormatError: see :func:`read_shard`.
+    """
+    header, _ = _read(stream, {"natoms"}, source)
+    return {name: tuple(header[name]) for name in _TABLES}
+
+
 def _columns(frames: Frames) -> Iterable[tuple[str, np.ndarray]]:
     """Columns worth writing, in a fixed order and byte layout."""
     yield "natoms", np.ascontiguousarray(frames.natoms, dtype="<i4")
@@ -85,43 +119,49 @@ def _columns(frames: Frames) -> Iterable[tuple[str, np.ndarray]]:
             if value is None:
                 continue
             value = np.ascontiguousarray(value, dtype=dtype)
-            blank = np.isnan(value).all() if np.isnan(absent) else not (value != absent).any()
-            if blank and name not in ("numbers", "positions", "cell", "frame_id"):
+            if name not in _ALWAYS and table is not OPTIONAL_ATOM_COLUMNS and _is_blank(value, absent):
                 continue
             yield name, value
 
 
-def _write_member(archive: zipfile.ZipFile, name: str, data: bytes | memoryview) -> None:
+def _is_blank(value: np.ndarray, absent: float) -> bool:
+    """Whether nothing but the "absent" value is in a column; most columns are told by their first entry."""
+    return all(np.isnan(part).all() if np.isnan(absent) else (part == absent).all() for part in (value[:1], value))
+
+
+def _write_member(archive: zipfile.ZipFile, name: str, *parts: bytes | memoryview) -> None:
     info = zipfile.ZipInfo(name, date_time=_EPOCH)
     info.external_attr = 0o644 << 16
     with archive.open(info, "w") as handle:
-        handle.write(data)
+        for part in parts:
+            handle.write(part)
 
 
 def _read(stream: IO[bytes], wanted: set[str] | None, source: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     known = {"natoms": ("<i4", ()), **{k: v[:2] for k, v in _ALL.items()}}
     columns: dict[str, np.ndarray] = {}
+    # everything is wanted: one buffer, and arrays that are views of it; else only the members wanted are read
+    data = None if wanted is not None else bytearray(stream.read())
     try:
-        with zipfile.ZipFile(stream) as archive:
-            header = json.loads(archive.read(_HEADER))
-            if not isinstance(header, dict) or header.get("version") != VERSION:
-                raise FileFormatError(f"{source}: not a shard of version {VERSION}")
+        with zipfile.ZipFile(stream if data is None else io.BytesIO(data)) as archive:
+            header = _read_header(archive, source)
             for info in archive.infolist():
                 name = info.filename.removesuffix(_SUFFIX)
                 if info.filename == _HEADER or (wanted is not None and name not in wanted):
                     continue
-                if name not in known:
-                    raise FileFormatError(f"{source}: unknown column {info.filename!r}")
+                if name not in known or name in columns:
+                    raise FileFormatError(f"{source}: unknown or repeated column {info.filename!r}")
                 if info.compress_type != zipfile.ZIP_STORED:
                     raise FileFormatError(f"{source}: column {name!r} is compressed")
-                columns[name] = _read_array(archive.read(info))
+                columns[name] = _read_array(bytearray(archive.read(info)) if data is None else _member(info, data))
                 dtype, shape = known[name]
                 if columns[name].dtype != np.dtype(dtype) or columns[name].shape[1:] != shape:
                     raise FileFormatError(
                         f"{source}: column {name!r} is {columns[name].dtype} {columns[name].shape}, "
                         f"expected {dtype} (*, {shape})"
                     )
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, ValueError, KeyError, NotImplementedError) as error:
+            lengths = {name: _member_length(archive, name) for name in _ALWAYS}
+    except _UNREADABLE as error:
         if isinstance(error, FileFormatError):
             raise
         raise FileFormatError(f"{source}: not a readable shard ({error})") from error
@@ -129,19 +169,60 @@ def _read(stream: IO[bytes], wanted: set[str] | None, source: str) -> tuple[dict
         raise FileFormatError(f"{source}: column 'natoms' is missing")
     if (columns["natoms"] < 0).any():
         raise FileFormatError(f"{source}: negative number of atoms")
+    # what is absent is filled in by these numbers: they must be true before anything is allocated
+    n, a = len(columns["natoms"]), int(columns["natoms"].sum(dtype=np.int64))
+    for name, length in lengths.items():
+        if length != (n if name in ROW_COLUMNS else a):
+            raise FileFormatError(f"{source}: column {name!r} has {length} entries for {n} rows and {a} atoms")
     return header, columns
 
 
-def _read_array(data: bytes) -> np.ndarray:
-    """A .npy member as a writable array, without copying the data twice and without ever unpickling."""
-    stream = io.BytesIO(data)
+def _read_header(archive: zipfile.ZipFile, source: str) -> dict[str, Any]:
+    info = archive.getinfo(_HEADER)
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise FileFormatError(f"{source}: the header is compressed")
+    header = json.loads(archive.read(info))
+    if not isinstance(header, dict) or header.get("version") != VERSION:
+        raise FileFormatError(f"{source}: not a shard of version {VERSION}")
+    for table in _TABLES:
+        names = header.get(table)
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise FileFormatError(f"{source}: {table!r} is not a list of names")
+    return header
+
+
+def _member_length(archive: zipfile.ZipFile, name: str) -> int:
+    """Length of a column from its array header, without reading the column."""
+    with archive.open(name + _SUFFIX) as member:
+        if np.lib.format.read_magic(member) != (1, 0):
+            raise FileFormatError(f"column {name!r} is of an unknown array format")
+        shape, _, _ = np.lib.format.read_array_header_1_0(member)
+    if not shape:
+        raise FileFormatError(f"column {name!r} has no length")
+    return int(shape[0])
+
+
+def _member(info: zipfile.ZipInfo, data: bytearray) -> memoryview:
+    """Writable view of a stored member's bytes, checked against its CRC."""
+    local = info.header_offset
+    name_length, extra_length = struct.unpack_from("<HH", data, local + 26)
+    start = local + 30 + name_length + extra_length
+    view = memoryview(data)[start : start + info.file_size]
+    if len(view) != info.file_size or zlib.crc32(view) != info.CRC:
+        raise FileFormatError(f"member {info.filename!r} is damaged")
+    return view
+
+
+def _read_array(data: bytearray | memoryview) -> np.ndarray:
+    """A .npy member as a writable view of its bytes, without ever unpickling."""
+    stream = io.BytesIO(data[:_MAX_ARRAY_HEADER])
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
         raise FileFormatError(f"array format {version} is not supported")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     if fortran or dtype.hasobject:
         raise FileFormatError("array is in Fortran order or holds Python objects")
-    return np.frombuffer(bytearray(memoryview(data)[stream.tell() :]), dtype=dtype).reshape(shape)
+    return np.frombuffer(memoryview(data)[stream.tell() :], dtype=dtype).reshape(shape)
 
 
 _ALL: Final = {**ROW_COLUMNS, **ATOM_COLUMNS, **OPTIONAL_ATOM_COLUMNS}

@@ -467,8 +467,13 @@ def _remap(column: np.ndarray, old: Sequence[str], new: Sequence[str]) -> np.nda
 
 def row_keys(frames: Frames) -> np.ndarray:
     """(n,) identity of rows: frame id and fidelity name. Two rows with one key are the same label of the same frame."""
-    names = np.array([digest(name) for name in frames.fidelities] + [np.zeros(ID_BYTES, dtype=np.uint8)])
-    both = np.concatenate([frames.frame_id, names[frames.fidelity]], axis=1)
+    return label_keys(frames.frame_id, frames.fidelity, frames.fidelities)
+
+
+def label_keys(ids: Ids, fidelity: np.ndarray, fidelities: Sequence[str]) -> np.ndarray:
+    """(n,) :func:`row_keys` from the columns ``frame_id`` and ``fidelity`` and the names that the latter indexes."""
+    names = np.array([digest(name) for name in fidelities] + [np.zeros(ID_BYTES, dtype=np.uint8)])
+    both = np.concatenate([ids, names[fidelity]], axis=1)
     return np.ascontiguousarray(both).view(f"V{2 * ID_BYTES}").reshape(-1)
 
 
