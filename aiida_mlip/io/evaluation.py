@@ -97,7 +97,8 @@ def read_predictions(path: Path) -> tuple[Predictions, np.ndarray]:
     :raises FileFormatError: missing, truncated, or not what :func:`write_predictions` wrote.
     """
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # opened here, because numpy leaves the file open when it is no archive
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             columns = {name: arrays[name] for name in ("energy", "forces", "stress", "failure", "part")}
         predictions = Predictions(**{name: columns[name] for name in ("energy", "forces", "stress", "failure")})
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, InvalidInputError) as error:
