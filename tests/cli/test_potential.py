@@ -1,0 +1,86 @@
+"""aiida-mlip potential: what people type, and what they are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from aiida import orm
+from click.testing import CliRunner
+
+from aiida_mlip.cli.main import main
+from aiida_mlip.data.potential import PotentialData
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(main, ["potential", *arguments])
+
+
+def newest() -> PotentialData:
+    builder = orm.QueryBuilder().append(PotentialData, tag="p").order_by({"p": {"id": "desc"}})
+    return builder.first(flat=True)
+
+
+def test_import_show_export(toy_package: Path, tmp_path: Path) -> None:
+    done = invoke("import", str(toy_package), "--fidelity", "pbe", "--reference", "Si=-3.5", "--label", "toy")
+    assert done.exit_code == 0, done.output
+    assert "executes code from this file" in done.output
+    node = newest()
+    assert (node.label, node.fidelities, node.reference_energies) == ("toy", ["pbe"], {"pbe": {"Si": -3.5}})
+
+    shown = invoke("show", node.uuid)
+    assert shown.exit_code == 0, shown.output
+    for text in ("Si, C", "4 Å", "pbe", "-3.500000", "imported by a user"):
+        assert text in shown.output, text
+    assert node.sha256 in "".join(part.strip(" │\n") for part in shown.output.split("│"))
+
+    target = tmp_path / "out.nequip.zip"
+    assert invoke("export", str(node.pk), str(target)).exit_code == 0
+    assert target.read_bytes() == toy_package.read_bytes()
+    again = invoke("export", str(node.pk), str(target))
+    assert again.exit_code == 1
+    assert "exists; give another name" in again.output
+
+
+def test_show_prints_errors_per_part(toy_package: Path) -> None:
+    part = {
+        "n_frames": 7,
+        "energy_rmse_ev_per_atom": 0.0042,
+        "force_rmse_ev_per_ang": 0.1234,
+        "force_rmse_relative": 0.1,
+    }
+    node = PotentialData.import_package(toy_package, metrics={"test": part}).store()
+    shown = invoke("show", str(node.pk)).output
+    for text in ("test", "7", "4.20", "0.1234", "10.0%", "-"):
+        assert text in shown, text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--cutoff", "-3"], "positive length"),
+        (["--engine", "gap"], "known are nequip, allegro"),
+        (["--reference", "Si=-1"], "name one of the fidelities"),
+        (["--fidelity", "pbe", "--reference", "Si"], "expected [FIDELITY:]SYMBOL=EV"),
+        (["--fidelity", "pbe", "--reference", "hse:Si=1"], "name one of the fidelities"),
+        (["--fidelity", "pbe", "--reference", "Xy=1"], "expected [FIDELITY:]SYMBOL=EV"),
+    ],
+)
+def test_bad_options_store_nothing(toy_package: Path, options: list[str], message: str) -> None:
+    before = orm.QueryBuilder().append(orm.Node).count()
+    result = invoke("import", str(toy_package), *options)
+    assert result.exit_code == 1
+    assert message in result.output
+    assert orm.QueryBuilder().append(orm.Node).count() == before
+
+
+def test_damaged_files_and_wrong_nodes(toy_package: Path, tmp_path: Path) -> None:
+    half = tmp_path / "half.nequip.zip"
+    half.write_bytes(toy_package.read_bytes()[:1000])
+    for path, message in ((half, "half.nequip.zip: not a readable model package"), (tmp_path / "no", "no such file")):
+        result = invoke("import", str(path))
+        assert result.exit_code == 1
+        assert message in result.output.replace("\n", " ")
+    number = orm.Int(3).store()
+    assert "is a Int, not a potential" in invoke("show", str(number.pk)).output
+    assert "no potential '999999'" in invoke("show", "999999").output
