@@ -64,7 +64,8 @@ def failure_of(
     job = retrieved.creator
     texts = job_texts(job)
     failure = Failure.KILLED if job.is_killed else classify(job.exit_status or None, *texts)
-    return failure, summary_line(*texts) or str(job.exit_message or "")
+    # what pw.x itself says comes first: the launcher only knows that it was aborted
+    return failure, summary_line(*texts[1:], texts[0]) or str(job.exit_message or "")
 
 
 def cores_of(job: orm.CalcJobNode) -> int:

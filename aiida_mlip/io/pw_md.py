@@ -80,7 +80,7 @@ def read_md_output(
         kinetic=np.array([s[4] for s in steps]) * RYDBERG,
         unlabelled=pending,
         scf_failed=failed,
-        completed=bool(_END.search(complete)),
+        completed=bool(_END.search(complete)) and m == len(parts) - 1,
         seconds=_seconds(complete),
     )
 

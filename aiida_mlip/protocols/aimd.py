@@ -85,8 +85,8 @@ class Thinning(SpecModel):
 class Checks(SpecModel):
     """What a run must satisfy for the workchain to end well; the figures are reported in any case.
 
-    :param energy_drift_ev_per_atom_per_ps: largest |slope| of the total energy of a run without thermostat, where
-        the change over the run also exceeds 1 meV/atom.
+    :param energy_drift_ev_per_atom_per_ps: largest |slope| of the total energy of a run without thermostat, of
+        at least 100 fs.
     :param temperature_fraction: largest deviation of the mean temperature of a run with thermostat, as a fraction of
         the target, where it also exceeds three standard errors.
     """
