@@ -37,17 +37,6 @@ def run(generator: Generator, seeds: Frames, seed: int) -> Frames:
     return generator(parents, generator.parameters(**generator.example), np.random.default_rng(seed))
 
 
-def shares(composition: Counter) -> tuple[tuple[int, float], ...]:
-    """Elements and their shares: equal for whole multiples of a formula."""
-    total = sum(composition.values())
-    return tuple((z, round(n / total, 9)) for z, n in sorted(composition.items()))
-
-
-def promise(generator: Generator, name: str, default: str) -> str:
-    """What a generator says about itself: ``composition`` and ``draws``, see its class."""
-    return getattr(generator, name, default)
-
-
 class TestContracts:
     """What a new generator gets tested for by being registered."""
 
@@ -56,7 +45,7 @@ class TestContracts:
 
     def test_other_seed_other_frames(self, generator, seeds):
         first, other = (set(run(generator, seeds, seed).ids()) for seed in (1, 2))
-        draws = promise(generator, "draws", "continuous")
+        draws = generator.draws
         if draws == "continuous":
             assert not first & other
         elif draws == "none":
@@ -65,11 +54,11 @@ class TestContracts:
     def test_continuous_draws_never_repeat(self, generator, seeds):
         frames = run(generator, seeds, 3)
         assert len(frames) > 0
-        if promise(generator, "draws", "continuous") == "continuous":
+        if generator.draws == "continuous":
             assert len(set(frames.ids())) == len(frames)
 
     def test_composition_is_kept(self, generator, seeds):
-        if promise(generator, "composition", "kept") != "kept":
+        if generator.composition != "kept":
             return  # its own tests say what was asked for
         frames = run(generator, seeds, 4)
         if generator.needs_parents:

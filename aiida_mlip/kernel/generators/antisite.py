@@ -115,4 +115,6 @@ GENERATOR = Generator(
     run=antisite,
     needs_parents=True,
     example={"per_parent": 3, "kind": "replace", "species": ("Si", "Ge"), "min_image_distance_ang": 7.0},
+    composition="asked",
+    draws="discrete",
 )

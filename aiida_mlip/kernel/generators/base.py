@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,6 +22,10 @@ class Generator:
     :param run: ``(parents, parameters, rng) -> frames``; ``parents`` has no rows when it takes none.
     :param needs_parents: whether it changes existing frames.
     :param example: parameters with which the contract tests run it.
+    :param composition: ``kept``: that of the parent or of the parameters' ``formulas``, or whole multiples of it;
+        ``asked``: what the parameters say (its own tests check it).
+    :param draws: ``continuous``: no two frames are equal; ``discrete``: a choice among finitely many, which can come
+        twice; ``none``: the random numbers are not used.
     """
 
     name: str
@@ -29,6 +33,8 @@ class Generator:
     run: Callable[[Frames, Any, np.random.Generator], Frames]
     needs_parents: bool
     example: Mapping[str, Any] = field(default_factory=dict)
+    composition: Literal["kept", "asked"] = "kept"
+    draws: Literal["continuous", "discrete", "none"] = "continuous"
 
     def __call__(self, parents: Frames, parameters: Any, rng: np.random.Generator) -> Frames:
         """Make frames: no labels, ``generator`` column set, frame ids computed."""

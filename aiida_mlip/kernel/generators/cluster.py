@@ -170,4 +170,6 @@ NANOPARTICLE = Generator(
     run=nanoparticle,
     needs_parents=True,
     example={"per_parent": 2, "radius_ang": (4.0, 5.0)},
+    composition="asked",
+    draws="discrete",
 )

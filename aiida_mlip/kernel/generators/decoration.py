@@ -180,4 +180,6 @@ GENERATOR = Generator(
     run=decoration,
     needs_parents=True,
     example={"species": ("Si", "Ge"), "grid": 4, "per_composition": 2, "min_image_distance_ang": 7.0},
+    composition="asked",
+    draws="discrete",
 )

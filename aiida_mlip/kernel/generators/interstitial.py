@@ -176,4 +176,6 @@ GENERATOR = Generator(
     run=interstitial,
     needs_parents=True,
     example={"per_parent": 3, "min_image_distance_ang": 5.0, "min_distance_ang": 1.5},
+    composition="asked",
+    draws="discrete",
 )

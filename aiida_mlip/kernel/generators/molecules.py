@@ -182,6 +182,8 @@ ISOLATED_ATOM = Generator(
     run=isolated_atom,
     needs_parents=False,
     example={"species": ("Si", "O")},
+    composition="asked",
+    draws="none",
 )
 DIMER = Generator(
     name="dimer",
@@ -189,6 +191,7 @@ DIMER = Generator(
     run=dimer,
     needs_parents=False,
     example={"species": ("Si", "O"), "per_pair": 4, "distance_ang": (1.8, 4.0), "min_distance_ang": 1.7},
+    composition="asked",
 )
 TRIMER = Generator(
     name="trimer",
@@ -196,4 +199,5 @@ TRIMER = Generator(
     run=trimer,
     needs_parents=False,
     example={"species": ("Si", "O"), "per_triple": 2, "distance_ang": (1.8, 3.0), "min_distance_ang": 1.7},
+    composition="asked",
 )

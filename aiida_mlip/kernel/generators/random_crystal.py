@@ -16,7 +16,7 @@ from aiida_mlip.kernel.distances import pair_limits
 from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.kernel.generators.assembly import Geometry, assemble, formula, is_apart
 from aiida_mlip.kernel.generators.base import Generator, at_least, stratified
-from aiida_mlip.kernel.generators.random_structure import parse_composition, volume_window
+from aiida_mlip.kernel.generators.random_structure import check_packing, parse_composition, volume_window
 from aiida_mlip.kernel.symmetry import has_operations, primitive_of_centring
 
 #: A structure that keeps its symmetry does so to this distance (Å): it is made from exact operations.
@@ -65,7 +65,7 @@ class RandomCrystal:
             raise InvalidInputError("formula_units, space_groups: an empty list")
         pair_limits(self.min_distance_ang)
         for text in self.formulas:
-            volume_window(parse_composition(text), self.volume_ang3_per_atom)
+            check_packing(text, self.volume_ang3_per_atom, self.min_distance_ang)
 
     @property
     def formulas(self) -> tuple[str, ...]:
@@ -267,5 +267,6 @@ GENERATOR = Generator(
     parameters=RandomCrystal,
     run=random_crystal,
     needs_parents=False,
-    example={"composition": ("Si", "SiO2"), "count": 6, "formula_units": (2, 4), "min_distance_ang": 1.4},
+    example={"composition": ("Si", "SiO2"), "count": 4, "formula_units": (2, 4), "min_distance_ang": 1.4},
+    draws="discrete",
 )

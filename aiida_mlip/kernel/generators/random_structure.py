@@ -60,15 +60,7 @@ class RandomStructure:
         if self.max_aspect < 1.0:
             raise InvalidInputError(f"max_aspect: must be at least 1, got {self.max_aspect}")
         for formula in self.formulas:
-            numbers = parse_composition(formula)
-            _, high = volume_window(numbers, self.volume_ang3_per_atom)
-            limits = pair_limits(self.min_distance_ang)
-            shortest = float(np.mean(np.diag(limits)[numbers] ** 3))
-            if np.pi / 6.0 * shortest > _DENSEST * high:
-                raise InvalidInputError(
-                    f"min_distance_ang: {self.min_distance_ang} cannot be kept by {formula} in {high:.2f} Å³ per atom "
-                    "(denser than the densest packing of spheres): lower it or raise volume_ang3_per_atom"
-                )
+            check_packing(formula, self.volume_ang3_per_atom, self.min_distance_ang)
 
     @property
     def formulas(self) -> tuple[str, ...]:
@@ -99,6 +91,23 @@ def volume_window(numbers: np.ndarray, given: tuple[float, float] | None) -> tup
         return window(given, "volume_ang3_per_atom", smallest=0.1)
     volume = float(np.mean([crystal_volume(int(z)) for z in numbers]))
     return _RELATIVE_VOLUME[0] * volume, _RELATIVE_VOLUME[1] * volume
+
+
+def check_packing(
+    formula: str, volume_ang3_per_atom: tuple[float, float] | None, min_distance_ang: float | Mapping[str, float] | None
+) -> None:
+    """Refuse distances that not even the densest packing of spheres could keep in the largest volume.
+
+    :raises InvalidInputError: naming ``min_distance_ang``; an unreadable formula or window.
+    """
+    numbers = parse_composition(formula)
+    _, high = volume_window(numbers, volume_ang3_per_atom)
+    shortest = float(np.mean(np.diag(pair_limits(min_distance_ang))[numbers] ** 3))
+    if np.pi / 6.0 * shortest > _DENSEST * high:
+        raise InvalidInputError(
+            f"min_distance_ang: {min_distance_ang} cannot be kept by {formula} in {high:.2f} Å³ per atom "
+            "(denser than the densest packing of spheres): lower it or raise volume_ang3_per_atom"
+        )
 
 
 def crystal_volume(number: int) -> float:

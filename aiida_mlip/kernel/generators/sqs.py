@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -188,22 +187,19 @@ def _primitive_cells(space: Any, parameters: Sqs) -> int:
 @contextmanager
 def _icet() -> Iterator[tuple[Any, Any]]:
     """ClusterSpace and the search functions of icet (untyped); the global random numbers it seeds are put back."""
-    with warnings.catch_warnings():
-        # spglib announces a change of its error handling that icet has not followed yet
-        warnings.filterwarnings("ignore", message="Set OLD_ERROR_HANDLING", category=DeprecationWarning)
-        try:
-            from icet import ClusterSpace
-            from icet.tools import structure_generation
-        except ImportError as error:
-            raise InvalidInputError(
-                "generator sqs: icet is not installed; pip install 'aiida-mlip-workchains[generators]'"
-            ) from error
-        state, numpy_state = random.getstate(), np.random.get_state()
-        try:
-            yield ClusterSpace, structure_generation
-        finally:
-            random.setstate(state)
-            np.random.set_state(numpy_state)
+    try:
+        from icet import ClusterSpace
+        from icet.tools import structure_generation
+    except ImportError as error:
+        raise InvalidInputError(
+            "generator sqs: icet is not installed; pip install 'aiida-mlip-workchains[generators]'"
+        ) from error
+    state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        yield ClusterSpace, structure_generation
+    finally:
+        random.setstate(state)
+        np.random.set_state(numpy_state)
 
 
 def _check_counts(found: Geometry, part: Geometry, sites: np.ndarray, wanted: Mapping[str, int], what: str) -> None:
@@ -224,4 +220,6 @@ GENERATOR = Generator(
     run=sqs,
     needs_parents=True,
     example={"fractions": {"Si": 0.5, "Ge": 0.5}, "n_atoms": 8, "cutoffs_ang": (5.0,)},
+    composition="asked",
+    draws="discrete",
 )

@@ -71,4 +71,5 @@ GENERATOR = Generator(
     run=supercell,
     needs_parents=True,
     example={"min_image_distance_ang": 7.5},
+    draws="none",
 )

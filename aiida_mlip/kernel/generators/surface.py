@@ -179,4 +179,5 @@ GENERATOR = Generator(
     run=surface,
     needs_parents=True,
     example={"per_parent": 4, "miller": ((1, 0, 0), (1, 1, 1)), "min_slab_ang": 5.0},
+    draws="discrete",
 )

@@ -92,4 +92,6 @@ GENERATOR = Generator(
     run=vacancy,
     needs_parents=True,
     example={"per_parent": 3, "n_vacancies": (1, 2), "min_image_distance_ang": 7.0},
+    composition="asked",
+    draws="discrete",
 )
