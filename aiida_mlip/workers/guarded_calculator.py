@@ -51,6 +51,7 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         self.base_energy = 0.0
         self.bias_evaluation: BiasEvaluation | None = None
         self.smallest_ratio = np.inf
+        self._plain: Atoms | None = None
 
     def reset_watch(self) -> None:
         """Forget the smallest ratio."""
@@ -68,21 +69,30 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         :raises ForcesFailed: the base calculator raised, or its numbers are not finite.
         """
         super().calculate(atoms, properties, system_changes)
-        geometry = (self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, self.atoms.pbc)
-        if not np.isfinite(self.atoms.positions).all():
+        energy, forces = self.compute(self.atoms)
+        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+
+    def compute(self, atoms: Atoms) -> tuple[float, np.ndarray]:
+        """Energy (eV) and (a, 3) forces (eV/Å), without ASE's bookkeeping of what has changed.
+
+        :raises PairDistanceReached: a pair is below its limit.
+        :raises ForcesFailed: the base calculator raised, or its numbers are not finite.
+        """
+        geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        if not np.isfinite(atoms.positions).all():
             raise ForcesFailed("positions are not finite: the dynamics is unstable, take a shorter timestep")
         wall_energy, wall_forces, _, ratio = self.wall.evaluate(*geometry)
         if ratio < 1:
             raise PairDistanceReached(f"two atoms are at {ratio:.3f} of the smallest allowed distance")
         self.smallest_ratio = min(self.smallest_ratio, ratio)
-        self.base_energy, forces = self._base()
+        self.base_energy, forces = self._base(atoms)
         energy = self.base_energy + wall_energy
         self._unbiased = forces = forces + wall_forces
         if self.bias is not None:
             self.bias_evaluation = self.bias.evaluate(*geometry)
             energy += self.bias_evaluation.energy
             forces = forces + self.bias_evaluation.forces
-        self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+        return energy, forces
 
     def refresh_bias(self) -> None:
         """Take account of a bias that has changed since the last calculation, at the same geometry."""
@@ -94,12 +104,18 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         self.results = {"energy": energy, "free_energy": energy, "forces": self._unbiased + new.forces}
         self.bias_evaluation = new
 
-    def _base(self) -> tuple[float, np.ndarray]:
-        plain = self.atoms.copy()
-        plain.set_constraint()
+    def _base(self, atoms: Atoms) -> tuple[float, np.ndarray]:
+        """Energy whose derivative the forces are, and the forces, of the atoms without constraints."""
+        plain = self._plain
+        if plain is None or len(plain) != len(atoms) or (plain.numbers != atoms.numbers).any():
+            plain = self._plain = Atoms(numbers=atoms.numbers)
+        plain.positions, plain.cell, plain.pbc = atoms.positions, atoms.cell, atoms.pbc
         try:
-            energy = float(self.base.get_potential_energy(plain))
-            forces = np.asarray(self.base.get_forces(plain), dtype=float)
+            forces = np.array(self.base.get_property("forces", plain), dtype=float)
+            found = self.base.results
+            energy = float(found.get("free_energy", found.get("energy", np.nan)))
+            if np.isnan(energy):
+                energy = float(self.base.get_property("energy", plain))
         except Exception as error:  # any calculator may raise anything
             raise ForcesFailed(f"{type(error).__name__}: {error}") from error
         if not (np.isfinite(energy) and np.isfinite(forces).all()):

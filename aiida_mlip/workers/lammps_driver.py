@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import Calculator
 from jaxtyping import Float
 
 from aiida_mlip.errors import ExternalProgramError, InvalidInputError, MlipError
@@ -74,13 +74,13 @@ def to_lammps_cell(
 
 
 class LammpsDynamics:
-    """Langevin dynamics of some atoms in LAMMPS, NVT, fixed cell.
+    """Langevin dynamics of some atoms in LAMMPS at fixed cell.
 
     :param atoms: start; velocities are taken along, its positions and velocities are updated by :meth:`run`.
-    :param calculator: of the forces.
+    :param forces: energy (eV) and (a, 3) forces (eV/Å) of atoms.
     :param timestep_fs: of the integrator.
     :param temperature_k: of the thermostat.
-    :param friction_per_ps: its friction.
+    :param friction_per_ps: its friction; 0: no thermostat, constant energy.
     :param seed: of the thermostat.
     :param fixed: atoms that do not move.
 
@@ -90,7 +90,7 @@ class LammpsDynamics:
     def __init__(
         self,
         atoms: Atoms,
-        calculator: Calculator,
+        forces: Callable[[Atoms], tuple[float, np.ndarray]],
         *,
         timestep_fs: float,
         temperature_k: float,
@@ -99,7 +99,7 @@ class LammpsDynamics:
         fixed: tuple[int, ...] = (),
     ) -> None:
         self.atoms = atoms
-        self._calculator = calculator
+        self._forces = forces
         self._problem: Exception | None = None
         self._image = atoms.copy()
         self._image.set_constraint()
@@ -141,7 +141,7 @@ class LammpsDynamics:
     def run(self, n_steps: int) -> None:
         """Advance; the atoms' positions (unwrapped) and velocities are then those of the last step.
 
-        :raises ExternalProgramError: LAMMPS failed. What the calculator raised is raised as it is.
+        :raises ExternalProgramError: LAMMPS failed. What ``forces`` raised is raised as it is.
         """
         try:
             # "pre yes": whatever was changed between two runs (velocities, say) is honoured
@@ -188,11 +188,14 @@ class LammpsDynamics:
         )
         inside = (atoms.positions - self._origin) @ self._q
         velocities = atoms.get_velocities() * fs / _PS_PER_FS @ self._q
-        flat = [np.ascontiguousarray(array, dtype=float).ravel().tolist() for array in (inside, velocities)]
-        made = self._lammps.create_atoms(n, list(range(1, n + 1)), (types + 1).tolist(), flat[0], flat[1])
+        # wrapped here, so that the image flags say where each atom really is
+        images = np.floor(np.linalg.solve(h.T, inside.T).T).astype(int) * atoms.pbc
+        flat = [np.ascontiguousarray(array, float).ravel().tolist() for array in (inside - images @ h, velocities)]
+        flags = [self._lammps.encode_image_flags(*(int(k) for k in image)) for image in images]
+        made = self._lammps.create_atoms(n, list(range(1, n + 1)), (types + 1).tolist(), flat[0], flat[1], flags)
         if made != n:
             raise ExternalProgramError(f"only {made} of {n} atoms were taken")
-        thermostat = f"{temperature_k:.10g} {temperature_k:.10g} {1 / friction_per_ps:.10g} {seed % 900_000_000 + 1}"
+        langevin = f"{temperature_k:.10g} {temperature_k:.10g} {1 / (friction_per_ps or 1):.10g} {seed % 900_000_000 + 1}"
         mobile = [str(atom + 1) for atom in range(n) if atom not in set(fixed)]
         self._lammps.commands_list(
             [
@@ -207,7 +210,7 @@ class LammpsDynamics:
                 f"fix {_EXTERNAL} all external pf/callback 1 1",
                 f"fix_modify {_EXTERNAL} energy yes",
                 f"fix {_INTEGRATE} mobile nve",
-                f"fix {_THERMOSTAT} mobile langevin {thermostat}",
+                *([f"fix {_THERMOSTAT} mobile langevin {langevin}"] if friction_per_ps > 0 else []),
             ]
         )
         self._lammps.set_fix_external_callback(_EXTERNAL, self._callback, None)
@@ -227,8 +230,8 @@ class LammpsDynamics:
         try:
             order = tag[:n_local] - 1
             self._image.positions[order] = self._unwrapped(x[:n_local]) @ self._q.T + self._origin
-            energy = self._calculator.get_potential_energy(self._image)
-            f[:n_local] = (self._calculator.get_forces(self._image) @ self._q)[order]
+            energy, forces = self._forces(self._image)
+            f[:n_local] = (forces @ self._q)[order]
             self._lammps.fix_external_set_energy_global(_EXTERNAL, float(energy))
         except Exception as error:  # noqa: BLE001 - passed on by `run`, out of the callback
             self._problem = error

@@ -216,8 +216,9 @@ class Simulation:
                 report.stopped_by = "walltime" if report.steps < self._spec.n_steps else "finished"
                 self._stop_asked = True
         elif now - self._written >= self._request.checkpoint_seconds:
-            self._checkpoint(k, atoms)
+            # frames before the checkpoint: killed in between, a frame comes twice rather than never
             self._write_all()
+            self._checkpoint(k, atoms)
 
     def _record(self, k: int, atoms: Atoms, temperature: float) -> None:
         report = self.report.trajectories[k]
@@ -269,13 +270,12 @@ class Simulation:
         return concatenate(frames)
 
     def _starting_atoms(self, report: TrajectoryReport) -> Atoms:
-        from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-
         atoms = self._structures.to_ase(report.structure)
         atoms = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
         rng = np.random.default_rng(self._seed(report, 0))
-        MaxwellBoltzmannDistribution(atoms, temperature_K=self._spec.temperature_k, rng=rng)
-        momenta = atoms.get_momenta()
+        # Maxwell-Boltzmann: each momentum has the variance m k T
+        spread = np.sqrt(atoms.get_masses() * units.kB * self._spec.temperature_k)
+        momenta = rng.normal(size=(len(atoms), 3)) * spread[:, None]
         momenta[list(self._spec.fixed_atoms)] = 0.0
         atoms.set_momenta(momenta)
         return atoms
@@ -316,8 +316,6 @@ class Simulation:
 
     def _write_all(self) -> None:
         self.recorder.write(self._folder)
-        if self.report.status == "finished" or not (self._folder / BIAS_FOLDER).exists():
-            (self._folder / BIAS_FOLDER).mkdir(exist_ok=True)
         self._engine.save(self._folder / BIAS_FOLDER)
         self.report.hills = int(self._engine.summary().get("hills", 0))
         self.report.seconds = round(time.monotonic() - self._began, 3)

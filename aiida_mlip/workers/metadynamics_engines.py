@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -167,7 +166,7 @@ class ColvarsEngine:
         spec = self._spec
         self._dynamics = LammpsDynamics(
             atoms,
-            self._guard,
+            self._guard.compute,
             timestep_fs=spec.timestep_fs,
             temperature_k=spec.temperature_k,
             friction_per_ps=spec.friction_per_ps,
@@ -209,7 +208,14 @@ class ColvarsEngine:
             self._dynamics = None
         # what COLVARS wrote under its own prefix gets a name that does not change
         for file in sorted(self._folder.glob("run.*")):
-            shutil.move(file, self._folder / file.name.replace("run.", "bias.", 1))
+            if file.suffix in (".BAK", ".old"):
+                file.unlink()
+            elif file.suffix == ".traj":
+                file.rename(self._folder / f"variables_{len(list(self._folder.glob('variables_*'))):04d}.traj")
+            else:
+                file.replace(self._folder / file.name.replace("run.", "bias.", 1))
+        for file in (*self._folder.glob("*.old"), *self._folder.glob("*.BAK")):
+            file.unlink()
 
     def summary(self) -> dict[str, Any]:
         """The hills are in the state file."""
