@@ -138,7 +138,11 @@ class NequipTrainCalculation(CalcJob):
         info.codes_info = [code]
         info.prepend_text = before_training(
             threads=settings.threads or self.inputs.metadata.options.resources.get("num_cores_per_mpiproc"),
-            initial=str(PurePosixPath(start.initial_checkpoint).parent) if start.initial_checkpoint else None,
+            initial=(
+                str(PurePosixPath(start.initial_checkpoint).parent)
+                if start.initial_checkpoint and not start.checkpoint
+                else None
+            ),
         )
         info.append_text = after_training(_packager(self.inputs.code))
         info.remote_copy_list = copies
@@ -188,27 +192,21 @@ class NequipTrainCalculation(CalcJob):
     def _starting_point(
         self, folder: Folder, settings: TrainSettings
     ) -> tuple[list[tuple[str, str, str]], TrainingStart]:
-        """Remote copies to make, and where the weights come from."""
+        """Remote copies to make, and where the weights come from; paths keep their names through all restarts."""
         copies: list[tuple[str, str, str]] = []
         checkpoint = initial_checkpoint = initial_package = None
-        if "restart_folder" in self.inputs:
-            source = self.inputs.restart_folder
-            copies += _copies(source, (CHECKPOINT_DIR, CHECKPOINT_DIR), *_initial(source))
-            depth = len(continued_jobs(source))
-            copies += _copies(source, (METRICS_FILE, f"{HISTORY_DIR}/{depth:03d}.csv"))
-            if depth > 1:
-                copies = [*_copies(source, (HISTORY_DIR, HISTORY_DIR)), *copies]
-            checkpoint = LAST_CHECKPOINT
         if "initial_folder" in self.inputs:
-            source = self.inputs.initial_folder
-            target = f"{INITIAL_DIR}/{source.uuid[:8]}"
-            copies += _copies(source, *_initial(source), (CHECKPOINT_DIR, target))
-            initial_checkpoint = f"{target}/{BEST_FILE}"
+            initial_checkpoint = f"{INITIAL_DIR}/{self.inputs.initial_folder.uuid[:8]}/{BEST_FILE}"
         if "initial_potential" in self.inputs:
             initial_package = f"{INITIAL_DIR}/{PACKAGE_FILE}"
             folder.get_subfolder(INITIAL_DIR, create=True)
             with self.inputs.initial_potential.open_package() as package, folder.open(initial_package, "wb") as handle:
                 handle.write(package.read())
+        if "restart_folder" in self.inputs:
+            copies += _continued_files(folder, self.inputs.restart_folder, with_initial=initial_package is None)
+            checkpoint = LAST_CHECKPOINT
+        elif initial_checkpoint is not None:
+            copies += _initial_files(folder, self.inputs.initial_folder, str(PurePosixPath(initial_checkpoint).parent))
         return copies, TrainingStart(
             checkpoint=checkpoint,
             initial_checkpoint=initial_checkpoint,
@@ -276,13 +274,33 @@ def reference_energies_of(
 # -- files of the job ---------------------------------------------------------------------------------------------
 
 
-def _initial(source: orm.RemoteData) -> tuple[tuple[str, str], ...]:
-    """The folder of initial weights, if the training that left ``source`` had one: its checkpoints refer to it."""
+def _continued_files(folder: Folder, source: orm.RemoteData, *, with_initial: bool) -> list[tuple[str, str, str]]:
+    """Copies of checkpoints and metrics of a training to go on with; parents of single files are made here."""
+    depth = len(continued_jobs(source))
+    copies = _copies(source, (CHECKPOINT_DIR, CHECKPOINT_DIR))
+    if with_initial and _has_initial_weights(source):
+        copies += _copies(source, (INITIAL_DIR, INITIAL_DIR))
+    if depth > 1:
+        copies += _copies(source, (HISTORY_DIR, HISTORY_DIR))
+    else:
+        folder.get_subfolder(HISTORY_DIR, create=True)
+    return copies + _copies(source, (METRICS_FILE, f"{HISTORY_DIR}/{depth:03d}.csv"))
+
+
+def _initial_files(folder: Folder, source: orm.RemoteData, target: str) -> list[tuple[str, str, str]]:
+    """Copies of the checkpoints of a training to start from, and of the weights that those refer to in turn."""
+    if _has_initial_weights(source):
+        return _copies(source, (INITIAL_DIR, INITIAL_DIR), (CHECKPOINT_DIR, target))
+    folder.get_subfolder(INITIAL_DIR, create=True)
+    return _copies(source, (CHECKPOINT_DIR, target))
+
+
+def _has_initial_weights(source: orm.RemoteData) -> bool:
+    """Whether the training that left this folder started from other weights: its checkpoints refer to them."""
     job = source.creator
-    ports = ("initial_folder", "initial_potential")
-    if not isinstance(job, orm.CalcJobNode) or not any(port in job.inputs for port in ports):
-        return ()
-    return ((INITIAL_DIR, INITIAL_DIR),)
+    return isinstance(job, orm.CalcJobNode) and any(
+        port in job.inputs for port in ("initial_folder", "initial_potential")
+    )
 
 
 def _copies(source: orm.RemoteData, *pairs: tuple[str, str]) -> list[tuple[str, str, str]]:

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from aiida import orm
 
-from aiida_mlip.io.nequip_config import CONFIG_FILE
+from aiida_mlip.io.nequip_config import CONFIG_FILE, time_limit_of
 
 
 def continued_jobs(folder: orm.RemoteData) -> list[orm.CalcJobNode]:
@@ -28,7 +28,7 @@ def config_of(job: orm.CalcJobNode) -> dict[str, Any]:
 
 def time_budget_of(job: orm.CalcJobNode) -> int:
     """Seconds of training after which a training stops itself, those it continued included; 0: no limit."""
-    return int(config_of(job)["trainer"].get("max_time", {}).get("seconds", 0))
+    return time_limit_of(config_of(job))
 
 
 def reference_energies_of(job: orm.CalcJobNode, fidelity: str) -> dict[str, float]:

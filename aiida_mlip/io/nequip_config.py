@@ -121,6 +121,15 @@ def cutoff_of(config: Mapping[str, Any]) -> float:
     return float(next(item["r_max"] for item in config["data"]["transforms"] if "r_max" in item))
 
 
+def time_limit_of(config: Mapping[str, Any]) -> int:
+    """Seconds of training after which a configuration stops it; 0: no limit."""
+    limit = config["trainer"].get("max_time")
+    if limit is None:
+        return 0
+    days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def _loss_weights(loss: Mapping[str, float], data: TrainingData) -> dict[str, float]:
     """Weights of what is labelled in both parts: a part without any stress would have an error of NaN."""
     weights = {"energy": loss["energy"]}
@@ -232,7 +241,8 @@ def _trainer_section(settings: Mapping[str, Any], start: TrainingStart) -> dict[
     if settings["grad_clip"] is not None:
         trainer["gradient_clip_val"] = settings["grad_clip"]
     if start.max_time_s is not None:
-        trainer["max_time"] = {"seconds": start.max_time_s}
+        hours, seconds = divmod(start.max_time_s, 3600)
+        trainer["max_time"] = f"{hours // 24:02d}:{hours % 24:02d}:{seconds // 60:02d}:{seconds % 60:02d}"
     return trainer
 
 

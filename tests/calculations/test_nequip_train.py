@@ -172,8 +172,8 @@ def test_divergence_lowers_the_rate_until_it_gives_up(data, train_code):
     assert node.exit_status == NequipBaseWorkChain.exit_codes.ERROR_STILL_DIVERGES.status
     jobs = [child for child in node.called if isinstance(child, orm.CalcJobNode)]
     assert [job.exit_status for job in jobs] == [NequipTrainCalculation.exit_codes.ERROR_NOT_FINITE.status] * 4
-    rates = [job.outputs.summary["learning_rate"] for job in jobs]
-    np.testing.assert_allclose(np.array(rates[1:]) / rates[:-1], 0.3)
+    rates = [float(job.outputs.summary["learning_rate"]) for job in jobs]
+    np.testing.assert_allclose(np.array(rates[1:]) / np.array(rates[:-1]), 0.3)
     assert jobs[1].inputs.settings.creator.process_label == "lower_learning_rate"
     assert outputs["summary"]["ending"] == "not_finite"
 
@@ -181,7 +181,7 @@ def test_divergence_lowers_the_rate_until_it_gives_up(data, train_code):
 @pytest.mark.nequip
 def test_out_of_memory_takes_smaller_batches(data, train_code):
     """Real lack of memory: the shell limits the address space of the job."""
-    options = {"prepend_text": "ulimit -v 1500000"}
+    options = {"prepend_text": "ulimit -v 700000"}
     _, node = run_base(train_code, data, tiny(batch_size=2), nequip={"metadata": {"options": options}})
     assert node.exit_status == NequipBaseWorkChain.exit_codes.ERROR_STILL_OUT_OF_MEMORY.status, node.exit_message
     jobs = [child for child in node.called if isinstance(child, orm.CalcJobNode)]

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
-from aiida_mlip.io.nequip_config import TrainingData, TrainingStart, config_text, nequip_config
+from aiida_mlip.io.nequip_config import TrainingData, TrainingStart, config_text, nequip_config, time_limit_of
 from aiida_mlip.io.nequip_output import Ending, data_statistics, is_diverged, read_metrics, why_ended
 from aiida_mlip.io.nequip_script import after_training, before_training, read_status
 from aiida_mlip.protocols.train import train_settings
@@ -97,6 +97,13 @@ def test_checkpoints_stay_in_the_folder(path):
 def test_schedules(schedule):
     module = config(optimizer={"schedule": schedule, "warmup_epochs": 3})["training_module"]
     assert ("lr_scheduler" in module) == (schedule != "constant")
+
+
+@given(st.integers(1, 10**7))
+def test_time_limit_round_trip(seconds):
+    found = config(start=TrainingStart(max_time_s=seconds))
+    assert time_limit_of(found) == seconds
+    assert time_limit_of(config()) == 0
 
 
 # -- script --------------------------------------------------------------------------------------------------------

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from aiida import orm
 from aiida.engine import run_get_node
+from emt_frames import emt_frames
 
+from aiida_mlip.calculations.functions.train import lower_learning_rate, plan_training, reduce_batch_size
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.provenance import audit
+from aiida_mlip.errors import ProtocolError
 from aiida_mlip.kernel.frames import digest
 from aiida_mlip.workchains.train import TrainWorkChain
-
-from emt_frames import emt_frames
 
 pytestmark = [pytest.mark.nequip]
 
@@ -77,3 +81,84 @@ def test_committee_end_to_end(builder):
         "evaluate_external_1",
         "tabulate",
     } <= labels
+
+
+def test_builder_refuses_what_cannot_be_trained(builder):
+    """Each with a message, and nothing stored."""
+    frames = emt_frames(8)
+    bare = frames.with_columns(energy=np.full(8, np.nan), forces=np.full((32, 3), np.nan), fidelity=np.full(8, -1))
+    one_group = frames.with_columns(group_id=np.tile(digest("trajectory"), (8, 1)))
+    other = DatasetData.from_frames(emt_frames(3, symbol="Al"))
+    before = orm.QueryBuilder().append(orm.Node).count()
+    for data, change, message in (
+        (bare, {}, "missing labels"),
+        (one_group, {}, "group_by: frame"),
+        (frames, {"fidelity": "pbe"}, "no row is labelled at fidelity 'pbe'"),
+        (frames, {"test_dataset": other}, "test_dataset has Al"),
+        (frames, {"max_concurrent": orm.Int(0)}, "must be at least 1"),
+    ):
+        ports = {name: change.pop(name) for name in ("test_dataset", "max_concurrent") if name in change}
+        inputs = builder(data, **change)
+        if "test_dataset" in ports:
+            inputs.test_dataset = ports["test_dataset"]
+        if "max_concurrent" in ports:
+            with pytest.raises(ValueError, match=message):
+                inputs.max_concurrent = ports["max_concurrent"]
+            continue
+        with pytest.raises(ValueError, match=message):
+            run_get_node(inputs)
+    assert orm.QueryBuilder().append(orm.Node).count() == before
+
+
+def test_unknown_keys_name_the_nearest(builder):
+    with pytest.raises(ProtocolError, match="did you mean 'max_epochs'"):
+        builder(emt_frames(8), max_epoch=3)
+    with pytest.raises(ProtocolError, match="did you mean 'fast'"):
+        builder(emt_frames(8), protocol="fasst")
+
+
+def test_warm_start_from_other_species_is_refused(builder, toy_package):
+    inputs = builder(emt_frames(8))
+    inputs.initial_potentials = {"all": PotentialData.import_package(toy_package)}
+    with pytest.raises(ValueError, match="does not cover Cu"):
+        run_get_node(inputs)
+    inputs.initial_potentials = {"member_3": inputs.initial_potentials["all"]}
+    with pytest.raises(ValueError, match="unknown member_3"):
+        run_get_node(inputs)
+
+
+def test_failed_plan_is_an_exit_code():
+    """A dataset that arrives later, unlabelled, ends the plan with its reason."""
+    frames = emt_frames(4)
+    bare = DatasetData.from_frames(frames.with_columns(energy=np.full(4, np.nan), fidelity=np.full(4, -1)))
+    _, node = plan_training.run_get_node(bare, orm.Dict(TINY))
+    assert node.exit_status == 200
+    assert "missing labels" in node.exit_message
+
+
+def test_changed_settings_that_cannot_be_are_an_exit_code():
+    _, node = reduce_batch_size.run_get_node(orm.Dict({**TINY, "batch_size": 1}))
+    assert node.exit_status == 200
+    _, node = lower_learning_rate.run_get_node(orm.Dict({"batch": 1}))
+    assert node.exit_status == 200
+
+
+def test_all_members_fail(builder, localhost):
+    """No potential at all: the split is still returned."""
+    inputs = builder(emt_frames(8))
+    inputs.codes.train = orm.InstalledCode(
+        label="nothing", computer=localhost, filepath_executable=shutil.which("true"), with_mpi=False
+    )
+    outputs, node = run_get_node(inputs)
+    assert node.exit_status == TrainWorkChain.exit_codes.ERROR_NO_POTENTIAL.status
+    assert set(outputs) == {"split", "summaries"}
+
+
+def test_evaluation_fails_but_the_potential_is_returned(builder, localhost):
+    inputs = builder(emt_frames(8), max_epochs=1)
+    inputs.codes.evaluate = orm.InstalledCode(
+        label="nothing", computer=localhost, filepath_executable=shutil.which("true"), with_mpi=False
+    )
+    outputs, node = run_get_node(inputs)
+    assert node.exit_status == TrainWorkChain.exit_codes.ERROR_EVALUATION_FAILED.status
+    assert "member_0" in outputs["potentials"]

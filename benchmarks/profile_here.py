@@ -1,0 +1,61 @@
+"""A throw-away AiiDA profile with this machine as its computer, for benchmarks that run real jobs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+BIN = Path(sys.executable).parent
+
+
+@contextmanager
+def temporary_profile() -> Iterator[Path]:
+    """Own AIIDA_PATH with a fresh `verdi presto` profile, loaded; everything is removed at the end."""
+    root = Path(tempfile.mkdtemp(prefix="aiida-mlip-bench-"))
+    (root / ".aiida").mkdir()
+    os.environ["AIIDA_PATH"] = str(root)
+    try:
+        command = [str(BIN / "verdi"), "presto", "--profile-name", "bench"]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "AIIDA_PATH": str(root)})
+        from aiida import load_profile
+
+        load_profile("bench")
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def codes(root: Path, *, threads: int) -> dict[str, Any]:
+    """``train`` and ``evaluate`` of this environment on a computer without login shell, polled every second."""
+    from aiida import orm
+
+    computer = orm.Computer(
+        label="here",
+        hostname="localhost",
+        transport_type="core.local",
+        scheduler_type="core.direct",
+        workdir=str(root / "work"),
+    )
+    computer.set_default_mpiprocs_per_machine(1)
+    computer.set_minimum_job_poll_interval(1)
+    computer.set_prepend_text(f"export OMP_NUM_THREADS={threads}")
+    computer.store()
+    computer.configure(safe_interval=0, use_login_shell=False)
+    programs = {"train": ("nequip-train", "nequip_train"), "evaluate": ("aiida-mlip-evaluate", "evaluate")}
+    return {
+        name: orm.InstalledCode(
+            label=program,
+            computer=computer,
+            filepath_executable=str(BIN / program),
+            default_calc_job_plugin=f"aiida_mlip.{plugin}",
+            with_mpi=False,
+        ).store()
+        for name, (program, plugin) in programs.items()
+    }
