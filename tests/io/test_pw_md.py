@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from aiida_mlip.errors import FileFormatError
-from aiida_mlip.io.pw_md import read_md_output
-from aiida_mlip.kernel.units import BOHR, RYDBERG
+from aiida_mlip.io.pw_md import BOHR, RYDBERG, read_md_output
 
 pytestmark = pytest.mark.qe
 
@@ -73,6 +72,12 @@ def test_every_step_is_there_with_its_label(output):
     # pw.x prints P = tr(σ)/3 in kbar, compression positive; ours is tension positive
     pressure = [float(x) for x in re.findall(r"P= *(\S+)", output)]
     np.testing.assert_allclose(-np.trace(run.stress, axis1=1, axis2=2) / 3 * 1602.1766, pressure, atol=0.01)
+
+
+def test_units_are_those_of_the_labels_of_single_calculations():
+    constants = pytest.importorskip("qe_tools").CONSTANTS
+    assert constants.ry_to_ev == RYDBERG
+    assert constants.bohr_to_ang == BOHR
 
 
 def test_positions_energies_and_forces_belong_to_one_another(output):

@@ -112,7 +112,7 @@ def test_labels_are_those_of_single_points_and_every_frame_knows_its_origin(pw_c
     assert label.is_finished_ok
     single = labels["dataset"].filter(fidelity="lda")
     assert np.array_equal(single.frame_id, md.frame_id)
-    np.testing.assert_allclose(single.energy / 8, md.energy / 8, atol=1e-4)
+    np.testing.assert_allclose(single.energy / 8, md.energy / 8, atol=1e-6)  # the bar is 1e-4
     np.testing.assert_allclose(single.forces, md.forces, atol=1e-3)
     np.testing.assert_allclose(single.stress, md.stress, atol=0.05 * GPA)
 
