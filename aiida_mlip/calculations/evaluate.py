@@ -17,7 +17,7 @@ from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError, MlipError
 from aiida_mlip.io.evaluation import ANSWER, MODEL, PREDICTIONS, REQUEST, SPLIT, EvaluateRequest
 from aiida_mlip.kernel.frames import id_keys
-from aiida_mlip.kernel.metrics import UNUSED
+from aiida_mlip.kernel.splits import Part
 from aiida_mlip.protocols.evaluate import EvaluateSettings
 from aiida_mlip.protocols.model import validate_spec
 
@@ -158,9 +158,9 @@ def parts_of(dataset: DatasetData, split: orm.ArrayData, member: str) -> np.ndar
     rows = id_keys(dataset.column("frame_id"))
     order = np.argsort(known, kind="stable")
     if len(known) == 0:
-        return np.full(len(rows), UNUSED, dtype=np.int8)
+        return np.full(len(rows), Part.UNUSED, dtype=np.int8)
     place = order[np.minimum(np.searchsorted(known, rows, sorter=order), len(known) - 1)]
-    parts: np.ndarray = np.where(known[place] == rows, codes[place], UNUSED).astype(np.int8)
+    parts: np.ndarray = np.where(known[place] == rows, codes[place], Part.UNUSED).astype(np.int8)
     return parts
 
 

@@ -153,10 +153,22 @@ def _rows(node: PotentialData) -> list[tuple[str, str]]:
         ("cutoff", f"{node.cutoff_ang:g} Å"),
         ("fidelities", ", ".join(node.fidelities) or "not known"),
         ("isolated atoms (eV)", "; ".join(references) or "not known"),
+        ("metrics", ", ".join(_scalars(node.metrics)) or "none recorded"),
         ("package", f"{node.base.attributes.get('size_bytes') / 1e6:.2f} MB, SHA-256 {node.sha256}"),
         ("made by", f"{creator.process_label} {creator.pk}" if creator else "imported by a user"),
         ("description", node.description),
     ]
+
+
+def _scalars(metrics: dict[str, Any], prefix: str = "") -> list[str]:
+    """Numbers of the metrics as ``name value``; error reports per part come in a table of their own."""
+    found = []
+    for name, value in metrics.items():
+        if isinstance(value, dict) and "n_frames" not in value:
+            found += _scalars(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float):
+            found.append(f"{prefix}{name} {value:.4g}")
+    return found
 
 
 def _error_table(metrics: dict[str, Any]) -> Any:  # Any: rich.table.Table, imported when needed

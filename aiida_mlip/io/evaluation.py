@@ -32,7 +32,7 @@ class EvaluateRequest(BaseModel):
 
     :param frames: shard files beside the request, in order.
     :param model: package file beside the request.
-    :param split: ``.npy`` file of one int8 code per frame, see :data:`aiida_mlip.kernel.metrics.PARTS`.
+    :param split: ``.npy`` file of one int8 code per frame, see :class:`aiida_mlip.kernel.splits.Part`.
     :param sha256: expected hash of the package.
     :param species: chemical symbols that the potential covers, in the order of its types.
     :param fidelities: levels of theory of the potential, in the order of its index; labels at others are not compared.

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
 
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.frames import Failure, Frames
+from aiida_mlip.kernel.splits import PART_NAMES, Part
 from aiida_mlip.kernel.units import GPA
-
-#: Names of the parts of a split and their codes; -1 is a frame that was used in none.
-PARTS: Final[dict[str, int]] = {"train": 0, "val": 1, "test": 2}
-UNUSED: Final[int] = -1
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ def compare(frames: Frames, predictions: Predictions, rows: Bool[np.ndarray, " n
 def compare_parts(frames: Frames, predictions: Predictions, part: np.ndarray | None = None) -> dict[str, ErrorReport]:
     """:func:`compare` for all frames (``"all"``) and for every part of a split that has frames.
 
-    :param part: (n,) code of the part of each frame, see :data:`PARTS`; -1 for a frame used in none.
+    :param part: (n,) code of the part of each frame, see :class:`~aiida_mlip.kernel.splits.Part`.
     :raises InvalidInputError: a code that is no part.
     """
     reports = {"all": compare(frames, predictions)}
@@ -217,11 +214,14 @@ def compare_parts(frames: Frames, predictions: Predictions, part: np.ndarray | N
     codes = np.asarray(part)
     if codes.shape != (len(frames),):
         raise InvalidInputError(f"the split has shape {codes.shape}, expected {(len(frames),)}")
-    if unknown := sorted(set(np.unique(codes).tolist()) - {UNUSED, *PARTS.values()}):
-        raise InvalidInputError(f"the split has codes {unknown}; allowed are {PARTS} and {UNUSED} (unused)")
-    for name, code in PARTS.items():
-        if (codes == code).any():
-            reports[name] = compare(frames, predictions, codes == code)
+    if unknown := sorted(set(np.unique(codes).tolist()) - set(Part)):
+        raise InvalidInputError(
+            f"the split has codes {unknown}; allowed are {[f'{p.value} {p.name.lower()}' for p in Part]}"
+        )
+    for name in PART_NAMES:
+        mine = codes == Part[name.upper()]
+        if mine.any():
+            reports[name] = compare(frames, predictions, mine)
     return reports
 
 

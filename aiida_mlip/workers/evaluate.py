@@ -31,7 +31,8 @@ from aiida_mlip.io.evaluation import (
 )
 from aiida_mlip.io.shards import read_shard
 from aiida_mlip.kernel.frames import NONE, Failure, Frames, concatenate
-from aiida_mlip.kernel.metrics import UNUSED, ErrorReport, Predictions, compare, compare_parts, labels_at
+from aiida_mlip.kernel.metrics import ErrorReport, Predictions, compare, compare_parts, labels_at
+from aiida_mlip.kernel.splits import Part
 
 #: Seconds between progress lines.
 PROGRESS_EVERY: Final[float] = 10.0
@@ -113,7 +114,7 @@ def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
     _check_species(frames, request)
     predictions, device = _predict(folder, request, frames)
     (folder / PREDICTIONS).write_bytes(
-        write_predictions(predictions, np.full(len(frames), UNUSED) if part is None else part)
+        write_predictions(predictions, np.full(len(frames), Part.UNUSED) if part is None else part)
     )
     reference = labels_at(frames, request.fidelities)
     if not reference.labelled.any():

@@ -49,9 +49,11 @@ def test_show_prints_errors_per_part(toy_package: Path) -> None:
         "force_rmse_ev_per_ang": 0.1234,
         "force_rmse_relative": 0.1,
     }
-    node = PotentialData.import_package(toy_package, metrics={"test": part}).store()
+    node = PotentialData.import_package(
+        toy_package, metrics={"test": part, "validation": {"loss": 0.25}, "best_epoch": 12}
+    ).store()
     shown = invoke("show", str(node.pk)).output
-    for text in ("test", "7", "4.20", "0.1234", "10.0%", "-"):
+    for text in ("test", "7", "4.20", "0.1234", "10.0%", "-", "validation.loss 0.25", "best_epoch 12"):
         assert text in shown, text
 
 

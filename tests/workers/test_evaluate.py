@@ -17,7 +17,7 @@ from aiida_mlip.errors import FileFormatError, InvalidInputError, SpeciesError
 from aiida_mlip.io.evaluation import EvaluateRequest, read_answer, read_predictions
 from aiida_mlip.io.shards import write_shard
 from aiida_mlip.kernel.frames import Failure, Frames, concatenate, from_ase
-from aiida_mlip.kernel.metrics import PARTS
+from aiida_mlip.kernel.splits import PART_NAMES
 from aiida_mlip.workers import evaluate as program
 from aiida_mlip.workers.inference import energy_shifts, predict
 from aiida_mlip.workers.model_loading import LoadedModel, load_model, resolve_device
@@ -247,7 +247,7 @@ def test_program_writes_predictions_and_errors(
     np.testing.assert_allclose(found.forces, labelled.forces, atol=1e-5)
     answer = read_answer(folder / "output.json")
     assert answer["errors"]["all"]["force_rmse_ev_per_ang"] < 1e-5
-    assert {name: answer["errors"][name]["n_frames"] for name in PARTS} == {"train": 3, "val": 1, "test": 2}
+    assert {name: answer["errors"][name]["n_frames"] for name in PART_NAMES} == {"train": 3, "val": 1, "test": 2}
     assert answer["failures"] == []
 
 
