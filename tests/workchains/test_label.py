@@ -14,7 +14,7 @@ from ase.build import bulk
 from aiida_mlip.calculations.functions.label import collect_labels
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError
-from aiida_mlip.kernel.frames import Failure, from_ase
+from aiida_mlip.kernel.frames import Failure, concatenate, from_ase
 from aiida_mlip.kernel.units import GPA
 from aiida_mlip.workchains.label import LabelWorkChain
 
@@ -206,14 +206,17 @@ def test_qe_unconverged_is_a_failed_row_and_the_budget_counts(pw_code, pseudo_fa
     ("changes", "options", "failure"),
     [
         ({"parameters": {"SYSTEM": {"nbnd": 1}}}, {}, "crashed"),
-        ({"ecutwfc_ry": 60}, {"prepend_text": "ulimit -v 200000"}, "out_of_memory"),
+        ({"ecutwfc_ry": 30}, {"prepend_text": "ulimit -v 500000"}, "out_of_memory"),
         ({"ecutwfc_ry": 120, "kpoints_distance_inv_ang": 0.15}, {"max_wallclock_seconds": 2}, "walltime"),
     ],
 )
 def test_qe_failures_have_their_class(pw_code, pseudo_family, changes, options, failure):
     """Real ones: pw.x refuses its input, is denied memory, runs out of time."""
+    atoms = silicon([0.0])[0]
+    if failure == "out_of_memory":
+        atoms.set_cell(24 * np.eye(3))  # fields of 100 MB each
     results, node = run_label(
-        dataset=DatasetData.from_frames(from_ase(silicon([0.0]))),
+        dataset=DatasetData.from_frames(from_ase([atoms])),
         fidelities=orm.Dict({"bad": LDA | {"max_iterations": 1} | changes}),
         codes={"pw": pw_code},
         options=orm.Dict({"qe": options}),
@@ -302,22 +305,35 @@ def test_several_fidelities_isolated_atoms_and_lineage(label_code):
     assert (summary["computed"], summary["reused"]) == (2, 3)
 
 
-def test_never_more_alive_than_allowed_and_places_are_refilled(label_code):
-    """One slow job among quick ones: its neighbours do not wait for it."""
-    frames = copper(12, seed=9)
+SLOW = """
+import time
+from ase.calculators.emt import EMT
+class Slow(EMT):
+    def calculate(self, atoms=None, *arguments, **keywords):
+        time.sleep(25 if len(atoms) == 8 else 0)
+        super().calculate(atoms, *arguments, **keywords)
+"""
+
+
+def test_never_more_alive_than_allowed_and_places_are_refilled(label_code, tmp_path):
+    """One slow job among quick ones: its neighbours do not wait for it. The calculator is a user's own."""
+    (tmp_path / "slow_calculator.py").write_text(SLOW)
+    frames = concatenate([from_ase([bulk("Cu", cubic=True) * (2, 1, 1)], generator="rattle"), copper(4, seed=9)])
     results, node = run_label(
         dataset=DatasetData.from_frames(frames),
-        fidelities=orm.Dict({"emt": EMT | {"batch_size": 2}}),
+        fidelities=orm.Dict({"emt": {"engine": "ase", "calculator": "slow_calculator.Slow", "batch_size": 1}}),
         codes={"ase": label_code},
         max_concurrent=orm.Int(2),
+        options=orm.Dict({"prepend_text": f"export PYTHONPATH={tmp_path}"}),
     )
     assert node.is_finished_ok, node.exit_message
-    assert len(results["dataset"]) == 12
-    jobs = [child for child in node.called if isinstance(child, orm.CalcJobNode)]
-    assert len(jobs) == 6
+    assert len(results["dataset"]) == 5
+    jobs = sorted((child for child in node.called if isinstance(child, orm.CalcJobNode)), key=lambda job: job.pk)
+    assert len(jobs) == 5
     starts_and_ends = sorted([(job.ctime, 1) for job in jobs] + [(job.mtime, -1) for job in jobs])
     alive = np.cumsum([change for _, change in starts_and_ends])
     assert alive.max() == 2
+    assert jobs[3].ctime < jobs[0].mtime, "the fourth job starts while the first, slow one still runs"
 
 
 def n_nodes() -> int:
