@@ -41,7 +41,7 @@ _RIDGE: Final[float] = 1e-7
 class WorkTest:
     """Result of :func:`work_test`.
 
-    :param ratio: median of ΔE(file) / ΔE(work).
+    :param ratio: median of ΔE(file) / ΔE(work); infinite when the forces do no work at all.
     :param spread: normalised median absolute deviation of that ratio.
     :param pairs: number of pairs of frames.
     :param row: row of the pair with the largest work.
@@ -106,15 +106,17 @@ def work_test(frames: Frames) -> WorkTest | None:
     telling = np.maximum(np.abs(work), np.abs(difference)) / size > _SIGNIFICANT
     if telling.sum() < _MIN_PAIRS:
         return None
-    # a work of zero where the energy changes (forces left out, written as zeros) is as wrong as any other ratio
-    safe = np.where(np.abs(work) < 1e-12, 1e-12, work)
-    ratios = (difference / safe)[telling]
+    largest = int(rows[telling][np.argmax(np.abs(difference[telling]))])
+    if np.abs(work[telling]).max() < 1e-6 * np.abs(difference[telling]).max():
+        return WorkTest(ratio=np.inf, spread=0.0, pairs=int(telling.sum()), row=largest)
+    ratios = difference[telling] / np.where(work[telling] == 0.0, np.nan, work[telling])
+    ratios = ratios[np.isfinite(ratios)]
     middle = float(np.median(ratios))
     return WorkTest(
         ratio=middle,
         spread=float(1.4826 * np.median(np.abs(ratios - middle))),
         pairs=int(telling.sum()),
-        row=int(rows[telling][np.argmax(np.abs(difference[telling]))]),
+        row=largest,
     )
 
 

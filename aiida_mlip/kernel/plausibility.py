@@ -315,6 +315,8 @@ def slip(ratio: float) -> str:
     >>> slip(-1.02)
     'forces have the opposite sign (gradients instead of forces?)'
     """
+    if np.isinf(ratio):
+        return "forces are zero where the energy changes"
     if abs(ratio) < 0.01:
         return _SLIPS[-1][1]
     distances = [abs(np.log(ratio / known)) if ratio * known > 0 else np.inf for known, _ in _SLIPS]
