@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Quantum ESPRESSO (pw.x and its pseudopotentials), OpenBLAS and python3-venv, through apt where that is permitted.
+# Quantum ESPRESSO (pw.x and its pseudopotentials), OpenBLAS, ps and python3-venv, through apt where that is permitted.
 # Where it is not, one line says what to install. Exit status 0: everything is there.
 set -euo pipefail
 
@@ -9,6 +9,8 @@ compgen -G '/usr/share/espresso/pseudo/Si.pz-vbc.UPF' >/dev/null || packages+=(q
 # The reference BLAS that quantum-espresso pulls in by itself makes pw.x several times slower.
 compgen -G '/usr/lib/*/openblas-pthread/libblas.so.3' >/dev/null || packages+=(libopenblas0-pthread)
 command -v mpirun.openmpi >/dev/null || packages+=(openmpi-bin)
+# AiiDA asks ps which jobs of this machine still run.
+command -v ps >/dev/null || packages+=(procps)
 "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null || packages+=(python3-venv)
 [ ${#packages[@]} -eq 0 ] && exit 0
 

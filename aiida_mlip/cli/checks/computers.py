@@ -43,7 +43,8 @@ def _check_connection(computer: Computer, subject: str) -> Iterator[Finding]:
     scheduler = computer.get_scheduler()
     with computer.get_transport() as transport:
         scheduler.set_transport(transport)
-        jobs = scheduler.get_jobs(as_dict=True)
+        without_ps = computer.scheduler_type == "core.direct" and transport.exec_command_wait("command -v ps")[0] != 0
+        jobs = {} if without_ps else scheduler.get_jobs(as_dict=True)
         workdir = computer.get_workdir().format(username=transport.whoami())
         _, stdout, stderr = transport.exec_command_wait("echo aiida")
         code, _, _ = transport.exec_command_wait(f"mkdir -p {quote(workdir)} && test -w {quote(workdir)}")
