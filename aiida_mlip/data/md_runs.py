@@ -31,14 +31,14 @@ def masses_of(structure: orm.StructureData) -> np.ndarray:
 def read_segment(
     structure: orm.StructureData, parameters: Mapping[str, Any], retrieved: orm.FolderData | None
 ) -> Segment:
-    """Steps that a job computed; none if it left no output, or one of something else.
+    """Steps that a job computed; none if it left no output, one of something else, or had too few bands.
 
     :param structure: where it started.
     :param parameters: namelists it was given.
     """
     start = positions_of(structure)
     text = ""
-    if retrieved is not None:
+    if retrieved is not None and not has_too_few_bands(retrieved.creator):
         name = str(retrieved.creator.get_option("output_filename"))
         if name in retrieved.base.repository.list_object_names():
             text = retrieved.base.repository.get_object_content(name, mode="rb").decode(errors="replace")
@@ -47,6 +47,21 @@ def read_segment(
         return read_md_output(text, start, stress=stress, source=f"output of {retrieved}")
     except FileFormatError:
         return read_md_output("", start)
+
+
+def has_too_few_bands(job: orm.CalcJobNode) -> bool:
+    """Whether the highest band of a job with smearing is occupied, as :class:`PwBaseWorkChain` checks it for labels."""
+    from aiida_quantumespresso.utils.bands import get_highest_occupied_band
+
+    if job.inputs.parameters.get_dict().get("SYSTEM", {}).get("occupations") == "fixed":
+        return False
+    if "output_band" not in job.outputs:
+        return False  # it broke off before it wrote any
+    try:
+        get_highest_occupied_band(job.outputs.output_band)
+    except ValueError:
+        return True
+    return False
 
 
 def failure_of(
@@ -62,6 +77,8 @@ def failure_of(
         message = "" if process is None else str(process.exception or process.exit_message or "")
         return (Failure.KILLED if killed else Failure.SUBMISSION), message.strip()[-200:]
     job = retrieved.creator
+    if has_too_few_bands(job):
+        return Failure.IMPLAUSIBLE, "the highest band is occupied: too few bands"
     texts = job_texts(job)
     failure = Failure.KILLED if job.is_killed else classify(job.exit_status or None, *texts)
     # what pw.x itself says comes first: the launcher only knows that it was aborted

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from aiida_mlip.errors import FileFormatError
 from aiida_mlip.kernel.trajectory import Segment
 
-#: eV per rydberg and Å per bohr as aiida-quantumespresso converts the labels of single calculations (CODATA 2006). With
-#: newer constants the rows of one dataset would differ by 1e-7 of the total energy: 1e-5 eV/atom in silicon, 3e-4 in iron.
+#: eV per rydberg and Å per bohr as aiida-quantumespresso converts the labels of single calculations (CODATA 2006).
+#: With newer constants rows of one dataset would differ by 1e-7 of the total energy: 1e-5 eV/atom in Si, 3e-4 in Fe.
 RYDBERG: Final[float] = 13.6056917253
 BOHR: Final[float] = 0.52917720859
 _STEP: Final[re.Pattern[str]] = re.compile(r"^ +Entering Dynamics:.*$", re.MULTILINE)

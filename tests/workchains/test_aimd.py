@@ -48,7 +48,7 @@ def silicon2() -> DatasetData:
     return DatasetData.from_frames(from_ase([atoms]))
 
 
-def run_aimd(code, seeds, *, fidelity=LDA, seed=1, **settings):
+def run_aimd(code, seeds, *, fidelity=LDA, seed=1, max_concurrent=4, **settings):
     return run_get_node(
         AimdWorkChain,
         structures=seeds,
@@ -56,6 +56,7 @@ def run_aimd(code, seeds, *, fidelity=LDA, seed=1, **settings):
         settings=orm.Dict({**NVE, **settings}),
         seed=orm.Int(seed),
         codes={"pw": code},
+        max_concurrent=orm.Int(max_concurrent),
     )
 
 
@@ -235,20 +236,41 @@ def test_a_run_that_never_starts_gives_no_frames_but_a_reason(pw_code, pseudo_fa
 
 
 @pytest.mark.qe
-def test_energy_that_drifts_is_reported_and_the_frames_are_returned(pw_code, pseudo_family):
+@pytest.mark.slow
+def test_a_ladder_whose_energy_drifts_returns_its_frames_and_says_so(pw_code, pseudo_family):
     results, node = run_aimd(
         pw_code,
         silicon2(),
-        temperatures_kelvin=[3000],
+        temperatures_kelvin=[400, 500, 600],
         timestep_fs=12.0,
         n_steps=10,
         checks={"energy_drift_ev_per_atom_per_ps": 1e-6},
+        max_concurrent=2,
     )
     assert node.exit_status == 500, node.exit_message
-    assert "energy_conserved" in node.exit_message
+    assert node.exit_message.count("energy_conserved") == 3
+    summary = results["summary"].get_dict()
+    assert [run["checks"] for run in summary["runs"]] == [{"energy_conserved": False}] * 3
+    assert sorted(results["trajectories"]) == ["run_0000", "run_0001", "run_0002"]
+    # the first step is the seed in every run: the merged dataset has it once
+    frames = results["dataset"].frames()
+    assert len(frames) == 28
+    assert len(np.unique(frames.group_id, axis=0)) == 3
+    assert summary["n_frames"] == 28
+    # a third run starts when a place becomes free, not when both are
+    jobs = [job for job in node.called_descendants if isinstance(job, orm.WorkChainNode)]
+    assert len(jobs) == 3
+
+
+@pytest.mark.qe
+def test_labels_with_too_few_bands_are_none_and_the_run_starts_anew_with_more(pw_code, pseudo_family):
+    fidelity = {**LDA, "occupations": "smearing", "degauss_ry": 0.02, "parameters": {"SYSTEM": {"nbnd": 4}}}
+    results, node = run_aimd(pw_code, silicon2(), fidelity=fidelity, n_steps=2)
+    assert node.is_finished_ok, node.exit_message
     (report,) = results["summary"].get_dict()["runs"]
-    assert report["checks"] == {"energy_conserved": False}
-    assert len(results["dataset"]) == 10
+    assert [(segment["steps"], segment["end"]) for segment in report["segments"]] == [(0, "implausible"), (2, "none")]
+    last = orm.load_node(report["segments"][1]["uuid"])
+    assert last.inputs.parameters["SYSTEM"]["nbnd"] == 8
 
 
 # -- before any job --------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from aiida.engine import ExitCode, calcfunction
 
 from aiida_mlip.calculations.functions.aimd_report import run_report, summarise
 from aiida_mlip.data.dataset import DatasetData
-from aiida_mlip.data.md_runs import cores_of, masses_of, read_segment
+from aiida_mlip.data.md_runs import cores_of, has_too_few_bands, masses_of, read_segment
 from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.autocorrelation import decorrelated_rows
 from aiida_mlip.kernel.cells import has_vacuum
@@ -44,6 +44,8 @@ GENERATOR = "aimd"
 _VELOCITY = BOHR / RYDBERG_TIME
 #: Mixing of the density after an scf that did not converge, relative to before.
 _LESS_MIXING = 0.5
+#: Bands added at least where there were too few.
+_MORE_BANDS = 4
 
 
 @calcfunction
@@ -92,7 +94,7 @@ def continue_aimd(
     """Make the inputs of pw.x for the next segment of a run that broke off.
 
     It starts at the last labelled step, positions and velocities, which is computed once more; after an scf that did
-    not converge, with less mixing.
+    not converge, with less mixing; after one with too few bands, with more.
 
     :param run: of :func:`prepare_aimd`.
     :param structure: of the segment that broke off, like ``parameters`` and ``settings``.
@@ -106,6 +108,9 @@ def continue_aimd(
     namelists["CONTROL"]["nstep"] -= segment.resume_step
     if segment.scf_failed:
         namelists["ELECTRONS"]["mixing_beta"] *= _LESS_MIXING
+    if retrieved is not None and has_too_few_bands(retrieved.creator):
+        bands = int(retrieved.creator.outputs.output_parameters["number_of_bands"])
+        namelists["SYSTEM"]["nbnd"] = bands + max(bands // 5, _MORE_BANDS)
     moved = structure.clone()
     lines = settings.get_dict()
     if velocities is not None:
@@ -157,9 +162,12 @@ def assemble_aimd(**parts: orm.Data) -> dict[str, orm.Data]:
     """
     datasets = [parts[key] for key in sorted(parts) if key.startswith("dataset_")]
     reports = [parts[key].get_dict() for key in sorted(parts) if key.startswith("report_")]
-    result: dict[str, orm.Data] = {"summary": orm.Dict(summarise(reports))}
+    result: dict[str, orm.Data] = {}
+    n_frames = 0
     if datasets:
-        result["dataset"] = DatasetData.merge(datasets)
+        result["dataset"] = merged = DatasetData.merge(datasets)
+        n_frames = sum(entry["labelled"] for entry in merged.base.attributes.get("fidelities").values())
+    result["summary"] = orm.Dict(summarise(reports, n_frames=n_frames))
     return result
 
 

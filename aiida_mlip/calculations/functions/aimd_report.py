@@ -73,12 +73,15 @@ def run_report(
     }
 
 
-def summarise(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Summary of all runs: totals, what failed, and the runs one by one."""
+def summarise(reports: Sequence[Mapping[str, Any]], *, n_frames: int) -> dict[str, Any]:
+    """Summary of all runs: totals, what failed, and the runs one by one.
+
+    :param n_frames: labelled frames of all runs, each once.
+    """
     return {
         "n_runs": len(reports),
         "n_complete": sum(report["steps_lost"] == 0 for report in reports),
-        "n_frames": sum(report["frames"] for report in reports),
+        "n_frames": n_frames,
         "n_steps": sum(report["steps"] for report in reports),
         "steps_lost": sum(report["steps_lost"] for report in reports),
         "failures": dict(Counter(report["failure"] for report in reports if report["failure"] != "none")),
