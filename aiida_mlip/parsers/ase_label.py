@@ -63,7 +63,8 @@ class AseLabelParser(Parser):
             except FileFormatError as error:
                 problem = str(error)
         if labels is not None and len(labels) > n_asked:
-            labels, problem = None, f"{LABELS_FILE} has {len(labels)} rows, {n_asked} were asked for"
+            problem = f"{LABELS_FILE} has {len(labels)} rows, {n_asked} were asked for"
+            labels = None
         return report, labels, problem
 
     @staticmethod

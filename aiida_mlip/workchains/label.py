@@ -189,8 +189,6 @@ class LabelWorkChain(WorkChain):
             wanted = wanted_frames(self.inputs.dataset, hashes, isolated=self._isolated)
             found = find_labelled_datasets(wanted, exclude=[self.inputs.dataset.uuid])
             self.ctx.earlier = [node.uuid for node in found]
-            known = find_finished_calculations(list(hashes.values()), PW_BASE)
-            self.ctx.known = {f"{settings} {frame_id}": pk for (settings, frame_id), pk in known.items()}
         sources |= {f"earlier_{i:03d}": orm.load_node(uuid) for i, uuid in enumerate(self.ctx.earlier)}
         if "isolated_atoms" in self.inputs:
             sources["isolated_atoms"] = self.inputs.isolated_atoms
@@ -201,6 +199,8 @@ class LabelWorkChain(WorkChain):
         self.ctx.isolated = outputs["isolated"].uuid if "isolated" in outputs else None
         for _, node in sorted(item for item in outputs.items() if item[0].startswith("batch_")):
             self._enqueue(node)
+        if self._reuse:
+            self._recover()
         self.node.base.extras.set(EXPECTED_CALLS, len(self.ctx.queue))
         self.report(f"{self.ctx.n_tasks} labels to compute, in {len(self.ctx.batches)} batches")
 
@@ -302,6 +302,15 @@ class LabelWorkChain(WorkChain):
         self.ctx.queue += [[number, index] for index in range(n)]
         self.ctx.n_tasks += rows
 
+    def _recover(self) -> None:
+        """Note finished calculations of earlier campaigns for frames that no dataset has a label for."""
+        batches = [orm.load_node(entry["uuid"]).get_dict() for entry in self.ctx.batches if entry["engine"] == "qe"]
+        finished = find_finished_calculations({content["settings"] for content in batches}, PW_BASE)
+        for content in batches:
+            for frame_id in content["frame_ids"]:
+                if (pk := finished.get((content["settings"], frame_id))) is not None:
+                    self.ctx.known[f"{content['settings']} {frame_id}"] = pk
+
     def _start_qe(self, batch: int, index: int) -> orm.ProcessNode | None:
         """Submit pw.x for one frame; None if an earlier campaign has computed it."""
         entry = self.ctx.batches[batch]
@@ -314,8 +323,7 @@ class LabelWorkChain(WorkChain):
         content = node.get_dict()
         outputs = orm.load_node(entry["prepared"]).outputs
         structure = outputs[f"structure_{index:04d}"]
-        row = content["rows"][index]
-        frame_id = frames[row].ids()[0]
+        row, frame_id = content["rows"][index], content["frame_ids"][index]
         known = self.ctx.known.get(f"{content['settings']} {frame_id}")
         if known is not None and same_structure(orm.load_node(known).inputs.pw.structure, structure):
             entry["found"][str(index)] = known

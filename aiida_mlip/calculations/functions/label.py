@@ -18,12 +18,7 @@ from aiida_mlip.calculations.functions.qe_labels import Outcome, kpoints_label, 
 from aiida_mlip.data.batches import parse_batch, take_rows
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.cells import boxed
-from aiida_mlip.kernel.frames import (
-    NONE,
-    Frames,
-    concatenate,
-    id_bytes,
-)
+from aiida_mlip.kernel.frames import NONE, Frames, concatenate, id_bytes, id_hex
 from aiida_mlip.kernel.kpoints import mesh_from_distance
 from aiida_mlip.kernel.labelling import (
     attach_labels,
@@ -74,13 +69,16 @@ def plan_labels(
             todo = rows[~contained(ids[rows], known)]
             size = spec.batch_size if isinstance(spec, AseFidelity) else QE_BATCH
             for start in range(0, len(todo), size):
+                part = todo[start : start + size]
                 batch = {
                     "fidelity": name,
                     "spec": spec.model_dump(mode="json"),
                     "settings": hashes[name],
                     "source": source,
-                    "rows": todo[start : start + size].tolist(),
+                    "rows": part.tolist(),
                 }
+                if isinstance(spec, QeFidelity):
+                    batch["frame_ids"] = id_hex(ids[part])
                 result[f"batch_{n_batches:04d}"] = orm.Dict(batch)
                 n_batches += 1
     result["plan"] = orm.Dict({"settings": hashes, "n_frames": len(targets["dataset"][1]), "n_batches": n_batches})

@@ -101,8 +101,13 @@ def _success(
 def _failure(calculation: orm.CalcJobNode) -> Outcome:
     """Class of a calculation that ran and failed, from its exit code and all it printed."""
     texts = job_texts(calculation)
-    failure = Failure.KILLED if calculation.is_killed else classify(calculation.exit_status, *texts)
-    message = summary_line(*texts) or str(calculation.exit_message or calculation.exception or "")
+    if calculation.exit_status == 0:
+        # pw.x was content, the workchain around it was not: too few bands, say
+        failure = Failure.IMPLAUSIBLE
+        message = str(calculation.caller.exit_message) if calculation.caller is not None else ""
+    else:
+        failure = Failure.KILLED if calculation.is_killed else classify(calculation.exit_status, *texts)
+        message = summary_line(*texts) or str(calculation.exit_message or calculation.exception or "")
     return Outcome(failure=failure, uuid=calculation.uuid, cost=_core_seconds(calculation), message=message)
 
 
