@@ -42,7 +42,7 @@ from aiida_mlip.io.nequip_script import (
     before_training,
 )
 from aiida_mlip.kernel.frames import Frames
-from aiida_mlip.kernel.reference_energies import fit_reference_energies, rms_force
+from aiida_mlip.kernel.reference_energies import fit_reference_energies, isolated_energies, rms_force
 from aiida_mlip.kernel.splits import Part
 from aiida_mlip.protocols.train import TrainSettings, train_settings
 
@@ -171,6 +171,7 @@ class NequipTrainCalculation(CalcJob):
             species=species,
             reference_energies=references,
             force_scale_ev_per_ang=rms_force(train),
+            with_energy=all(bool(frames.labelled.any()) for frames in (train, val)),
             with_forces=all(bool(np.isfinite(frames.forces).any()) for frames in (train, val)),
             with_stress=all(bool(np.isfinite(frames.stress).any()) for frames in (train, val)),
         )
@@ -262,12 +263,7 @@ def reference_energies_of(
     """
     prior = dataset.reference_energies.get(fidelity, {})
     if settings.reference == "isolated":
-        if missing := [symbol for symbol in species if symbol not in prior]:
-            raise InvalidInputError(
-                f"'reference: isolated' needs an isolated atom of {', '.join(missing)} labelled at {fidelity!r}; "
-                "use 'reference: fit' or label one"
-            )
-        return {symbol: prior[symbol] for symbol in species}
+        return isolated_energies(prior, species, fidelity)
     return fit_reference_energies(train, species, prior=prior)
 
 

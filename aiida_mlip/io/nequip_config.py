@@ -38,6 +38,7 @@ class TrainingData:
     :param species: chemical symbols in the order of the model's types.
     :param reference_energies: eV per symbol: the energy shifts of the model.
     :param force_scale_ev_per_ang: rms force of the training frames: the energy scale of the model.
+    :param with_energy: training and validation frames have energies.
     :param with_forces: training and validation frames have forces.
     :param with_stress: training and validation frames have stresses.
     """
@@ -45,6 +46,7 @@ class TrainingData:
     species: tuple[str, ...]
     reference_energies: Mapping[str, float]
     force_scale_ev_per_ang: float
+    with_energy: bool
     with_forces: bool
     with_stress: bool
 
@@ -132,7 +134,9 @@ def time_limit_of(config: Mapping[str, Any]) -> int:
 
 def _loss_weights(loss: Mapping[str, float], data: TrainingData) -> dict[str, float]:
     """Weights of what is labelled in both parts: a part without any stress would have an error of NaN."""
-    weights = {"energy": loss["energy"]}
+    weights = {}
+    if data.with_energy:
+        weights["energy"] = loss["energy"]
     if data.with_forces:
         weights["forces"] = loss["forces"]
     if data.with_stress and loss["stress"] > 0.0:

@@ -72,6 +72,20 @@ def _ridge(x: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
     return np.asarray(vt.T @ (weights * (u.T @ y)))
 
 
+def isolated_energies(known: Mapping[str, float], species: Sequence[str], fidelity: str) -> dict[str, float]:
+    """Energies of isolated atoms (eV) of all species.
+
+    :param known: what the dataset has at this fidelity.
+    :raises InvalidInputError: one is missing; names it.
+    """
+    if missing := [symbol for symbol in species if symbol not in known]:
+        raise InvalidInputError(
+            f"'reference: isolated' needs an isolated atom of {', '.join(missing)} labelled at {fidelity!r}; "
+            "use 'reference: fit' or label one"
+        )
+    return {symbol: float(known[symbol]) for symbol in species}
+
+
 def rms_force(frames: Frames, *, floor: float = 1e-3) -> float:
     """Root of the mean square of the force components that are known (eV/Å), at least ``floor``.
 

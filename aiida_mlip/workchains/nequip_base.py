@@ -31,6 +31,7 @@ class NequipBaseWorkChain(BaseRestartWorkChain):
         """Ports, outline and exit codes."""
         super().define(spec)
         spec.expose_inputs(NequipTrainCalculation, namespace="nequip")
+        spec.inputs["max_iterations"].default = lambda: orm.Int(10)
         spec.expose_outputs(NequipTrainCalculation)
         spec.outline(
             cls.setup,
@@ -40,7 +41,6 @@ class NequipBaseWorkChain(BaseRestartWorkChain):
             ),
             cls.results,
         )
-        spec.exit_code(310, "ERROR_SETTINGS", message="The settings could not be changed: {reason}")
         spec.exit_code(410, "ERROR_STILL_DIVERGES", message="Training diverges also with a lower learning rate.")
         spec.exit_code(411, "ERROR_STILL_OUT_OF_MEMORY", message="Out of memory also with the smallest batches.")
         spec.exit_code(412, "ERROR_NO_PROGRESS", message="A whole walltime was not enough for one epoch.")
@@ -86,10 +86,8 @@ class NequipBaseWorkChain(BaseRestartWorkChain):
     @process_handler(priority=500, exit_codes=[_CODES.ERROR_NOT_FINITE, _CODES.ERROR_DIVERGED])
     def handle_divergence(self, node: orm.CalcJobNode) -> ProcessHandlerReport:
         """Lower the learning rate and begin again from the best checkpoint, or from the start if there is none."""
-        if self._too_often("slower", self.max_slower):
+        if self._too_often("slower", self.max_slower) or not self._change_settings(lower_learning_rate):
             return ProcessHandlerReport(do_break=True, exit_code=self.exit_codes.ERROR_STILL_DIVERGES)
-        if (problem := self._change_settings(lower_learning_rate, "lower_learning_rate")) is not None:
-            return ProcessHandlerReport(do_break=True, exit_code=problem)
         self.ctx.inputs.pop("restart_folder", None)
         if "best_epoch" in node.outputs.summary.get_dict():
             self.ctx.inputs.pop("initial_potential", None)
@@ -102,11 +100,8 @@ class NequipBaseWorkChain(BaseRestartWorkChain):
     @process_handler(priority=400, exit_codes=[_CODES.ERROR_OUT_OF_MEMORY])
     def handle_out_of_memory(self, node: orm.CalcJobNode) -> ProcessHandlerReport:
         """Begin again with batches of half the size."""
-        smallest = train_settings(self.ctx.inputs.settings.get_dict()).batch_size == 1
-        if smallest or self._too_often("smaller", self.max_smaller):
+        if self._too_often("smaller", self.max_smaller) or not self._change_settings(reduce_batch_size):
             return ProcessHandlerReport(do_break=True, exit_code=self.exit_codes.ERROR_STILL_OUT_OF_MEMORY)
-        if (problem := self._change_settings(reduce_batch_size, "reduce_batch_size")) is not None:
-            return ProcessHandlerReport(do_break=True, exit_code=problem)
         self.ctx.inputs.pop("restart_folder", None)
         self.ctx.epochs = 0
         self.report(f"NequipTrainCalculation<{node.pk}> ran out of memory: beginning again with smaller batches")
@@ -131,12 +126,13 @@ class NequipBaseWorkChain(BaseRestartWorkChain):
         self.ctx.handled[problem] += 1
         return bool(self.ctx.handled[problem] > limit)
 
-    def _change_settings(self, change: Any, label: str) -> ExitCode | None:
-        """Replace the settings by what a calculation function makes of them, so that the change is in the graph."""
+    def _change_settings(self, change: Any) -> bool:  # Any: a calcfunction
+        """Replace the settings by what a calculation function makes of them; whether it could."""
         result, node = change.run_get_node(
-            self.ctx.inputs.settings, metadata={"call_link_label": f"{label}_{self.ctx.iteration:02d}"}
+            self.ctx.inputs.settings, metadata={"call_link_label": f"{change.__name__}_{self.ctx.iteration:02d}"}
         )
         if not node.is_finished_ok:
-            return self.exit_codes.ERROR_SETTINGS.format(reason=node.exit_message)
+            self.report(f"{change.__name__}<{node.pk}>: {node.exit_message}")
+            return False
         self.ctx.inputs.settings = result
-        return None
+        return True

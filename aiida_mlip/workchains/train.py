@@ -14,7 +14,9 @@ from aiida_mlip.calculations.functions.train import plan_training, tabulate
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError, MlipError, SpeciesError
+from aiida_mlip.kernel.reference_energies import isolated_energies
 from aiida_mlip.kernel.training import split_for, training_fidelity
+from aiida_mlip.protocols.model import check_name
 from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workchains.nequip_base import NequipBaseWorkChain
 
@@ -52,7 +54,11 @@ class TrainWorkChain(WorkChain):
         spec.input("codes.train", valid_type=orm.AbstractCode, help="nequip-train, by its absolute path.")
         spec.input("codes.evaluate", valid_type=orm.AbstractCode, help="aiida-mlip-evaluate.")
         spec.input(
-            "options.train", valid_type=orm.Dict, required=False, help="Scheduler options of a training: resources, ..."
+            "options.train",
+            valid_type=orm.Dict,
+            required=False,
+            validator=_validate_options,
+            help="Scheduler options of a training: resources, ...",
         )
         spec.input("options.evaluate", valid_type=orm.Dict, required=False, help="Scheduler options of an evaluation.")
         spec.input(
@@ -306,6 +312,16 @@ def _validate_settings(value: orm.Dict, _: Any) -> str | None:
     return None
 
 
+def _validate_options(value: orm.Dict, _: Any) -> str | None:
+    known = list(EvaluateCalculation.spec().inputs["metadata"]["options"])
+    try:
+        for name in value.get_dict():
+            check_name("option", name, known, where="options")
+    except MlipError as error:
+        return str(error)
+    return None
+
+
 def _validate_positive(value: orm.Int, _: Any) -> str | None:
     return None if value.value >= 1 else f"must be at least 1, got {value.value}"
 
@@ -332,15 +348,19 @@ def _check_inputs(inputs: Mapping[str, Any]) -> None:
     for potential in initial.values():
         with potential.open_package():
             pass
-    if "dataset" not in inputs:
-        return
+    if "dataset" not in inputs or inputs["dataset"].creator is not None:
+        return  # it comes, or came, from a calculation: the plan checks it and says so with an exit code
     dataset = inputs["dataset"]
     for potential in initial.values():
         potential.check_species(dataset.species)
-    split_for(dataset.frames(), settings.split.model_dump(), members=settings.committee, fidelity=settings.fidelity)
+    frames = dataset.frames()
+    fidelity = training_fidelity(frames, settings.fidelity)
+    if settings.reference == "isolated":
+        isolated_energies(dataset.reference_energies.get(fidelity, {}), dataset.species, fidelity)
+    split_for(frames, settings.split.model_dump(), members=settings.committee, fidelity=settings.fidelity)
     if "test_dataset" in inputs:
         if missing := sorted(set(inputs["test_dataset"].species) - set(dataset.species)):
             raise SpeciesError(
                 f"test_dataset has {', '.join(missing)}, but the training dataset only {', '.join(dataset.species)}"
             )
-        training_fidelity(inputs["test_dataset"].frames(), training_fidelity(dataset.frames(), settings.fidelity))
+        training_fidelity(inputs["test_dataset"].frames(), fidelity)

@@ -31,6 +31,9 @@ TINY = {
 }
 
 
+CODES = NequipTrainCalculation.exit_codes
+
+
 def tiny(**changes):
     return orm.Dict({**TINY, **changes})
 
@@ -180,9 +183,10 @@ def test_divergence_lowers_the_rate_until_it_gives_up(data, train_code):
 
 @pytest.mark.nequip
 def test_out_of_memory_takes_smaller_batches(data, train_code):
-    """Real lack of memory: the shell limits the address space of the job."""
-    options = {"prepend_text": "ulimit -v 700000"}
-    _, node = run_base(train_code, data, tiny(batch_size=2), nequip={"metadata": {"options": options}})
+    """Real lack of memory: a model of many GB in an address space that the shell limits."""
+    options = {"prepend_text": "ulimit -v 6000000"}
+    settings = tiny(batch_size=2, model={**TINY["model"], "num_features": 50_000, "num_layers": 2})
+    _, node = run_base(train_code, data, settings, nequip={"metadata": {"options": options}})
     assert node.exit_status == NequipBaseWorkChain.exit_codes.ERROR_STILL_OUT_OF_MEMORY.status, node.exit_message
     jobs = [child for child in node.called if isinstance(child, orm.CalcJobNode)]
     assert [job.outputs.summary["batch_size"] for job in jobs] == [2, 1]
@@ -196,6 +200,56 @@ def test_a_program_that_leaves_nothing_is_tried_twice(data, localhost):
     assert node.exit_status == NequipBaseWorkChain.exit_codes.ERROR_NO_CHECKPOINT.status
     jobs = [child for child in node.called if isinstance(child, orm.CalcJobNode)]
     assert [job.exit_status for job in jobs] == [NequipTrainCalculation.exit_codes.ERROR_NO_CHECKPOINT.status] * 2
+
+
+def handled(process, handler, exit_code, summary):
+    """What a handler of a restarting workchain does with a training that ended like this."""
+    node = orm.CalcJobNode(computer=orm.load_computer("localhost"))
+    node.set_process_state("finished")
+    node.set_exit_status(exit_code.status)
+    node.store()
+    for label, output in (("summary", orm.Dict(summary)), ("remote_folder", orm.RemoteData(remote_path="/x"))):
+        output.computer = node.computer if label == "remote_folder" else None
+        output.base.links.add_incoming(node, link_type=LinkType.CREATE, link_label=label)
+        output.store()
+    return getattr(process, handler)(node)
+
+
+@pytest.fixture
+def process(data, train_code):
+    """A restarting workchain before its first step."""
+    from aiida.engine.utils import instantiate_process
+    from aiida.manage import get_manager
+
+    nequip = {"code": train_code, "settings": tiny(), **data}
+    chain = instantiate_process(get_manager().get_runner(), NequipBaseWorkChain, nequip=nequip)
+    chain.setup()
+    return chain
+
+
+def test_walltime_without_progress_ends(process):
+    first = handled(process, "handle_walltime", CODES.ERROR_WALLTIME, {"has_checkpoint": True, "epochs": 5})
+    assert first.exit_code.status == 0
+    assert process.ctx.inputs.restart_folder.get_remote_path() == "/x"
+    again = handled(process, "handle_walltime", CODES.ERROR_WALLTIME, {"has_checkpoint": True, "epochs": 5})
+    assert again.exit_code == process.exit_codes.ERROR_NO_PROGRESS
+
+
+def test_walltime_is_not_followed_for_ever(process):
+    for epochs in range(1, process.max_walltime + 1):
+        report = handled(process, "handle_walltime", CODES.ERROR_WALLTIME, {"has_checkpoint": True, "epochs": epochs})
+        assert report.exit_code.status == 0
+    report = handled(process, "handle_walltime", CODES.ERROR_INCOMPLETE, {"has_checkpoint": True, "epochs": 99})
+    assert report.exit_code == process.exit_codes.ERROR_MAXIMUM_ITERATIONS_EXCEEDED
+
+
+def test_divergence_begins_again_from_the_best_epoch(process):
+    process.ctx.inputs.restart_folder = orm.RemoteData(remote_path="/y", computer=orm.load_computer("localhost"))
+    report = handled(process, "handle_divergence", CODES.ERROR_DIVERGED, {"best_epoch": 3})
+    assert report.exit_code.status == 0
+    assert process.ctx.inputs.initial_folder.get_remote_path() == "/x"
+    assert "restart_folder" not in process.ctx.inputs
+    assert process.ctx.inputs.settings.creator.process_label == "lower_learning_rate"
 
 
 # -- refused before anything is submitted -----------------------------------------------------------------------------
@@ -268,9 +322,6 @@ def parse(data, localhost, tmp_path):
 
 def n_train(data):
     return int((data["split"].get_array("member_0") == 0).sum())
-
-
-CODES = NequipTrainCalculation.exit_codes
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from aiida_mlip.io.nequip_output import Ending, data_statistics, is_diverged, re
 from aiida_mlip.io.nequip_script import after_training, before_training, read_status
 from aiida_mlip.protocols.train import train_settings
 
-DATA = TrainingData(("Si", "O"), {"Si": -110.0, "O": -430.0}, 1.5, with_forces=True, with_stress=True)
+DATA = TrainingData(("Si", "O"), {"Si": -110.0, "O": -430.0}, 1.5, with_energy=True, with_forces=True, with_stress=True)
 
 
 def config(data=DATA, start=None, **overrides):
@@ -38,13 +38,20 @@ def test_every_loss_and_metric_ignores_missing_labels_and_there_is_one_training_
 
 @pytest.mark.parametrize(("labelled", "weight"), [(False, 4.0), (True, 0.0)])
 def test_stress_is_left_out_where_not_labelled_or_not_wanted(labelled, weight):
-    data = TrainingData(("Si",), {"Si": -110.0}, 1.5, with_forces=True, with_stress=labelled)
+    data = TrainingData(("Si",), {"Si": -110.0}, 1.5, with_energy=True, with_forces=True, with_stress=labelled)
     names = [entry["name"] for entry in config(data, loss={"stress": weight})["training_module"]["loss"]["metrics"]]
     assert names == ["energy_per_atom", "forces"]
 
 
+def test_forces_alone_are_trained_on_without_an_energy_error():
+    """A validation part without any energy would have an error of NaN, which ends a training."""
+    data = TrainingData(("Si",), {"Si": 0.0}, 1.5, with_energy=False, with_forces=True, with_stress=False)
+    names = [entry["name"] for entry in config(data)["training_module"]["val_metrics"]["metrics"]]
+    assert names == ["forces"]
+
+
 def test_nothing_labelled_that_the_loss_wants():
-    data = TrainingData(("Si",), {"Si": -110.0}, 1.5, with_forces=False, with_stress=False)
+    data = TrainingData(("Si",), {"Si": -110.0}, 1.5, with_energy=True, with_forces=False, with_stress=False)
     with pytest.raises(InvalidInputError, match="lack every label"):
         config(data, loss={"energy": 0.0})
 

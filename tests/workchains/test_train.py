@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
 from aiida import orm
-from aiida.engine import run_get_node
+from aiida.engine import calcfunction, run_get_node
 from emt_frames import emt_frames
 
 from aiida_mlip.calculations.functions.train import lower_learning_rate, plan_training, reduce_batch_size
@@ -25,6 +27,7 @@ TINY = {
     "device": "cpu",
     "threads": 1,
     "max_epochs": 4,
+    "optimizer": {"warmup_epochs": 1},
     "split": {"test": 0.2, "val": 0.2},
     "model": {"cutoff_ang": 4.0, "num_features": 4, "num_layers": 1, "radial_mlp_width": 4},
 }
@@ -96,6 +99,7 @@ def test_builder_refuses_what_cannot_be_trained(builder):
         (frames, {"fidelity": "pbe"}, "no row is labelled at fidelity 'pbe'"),
         (frames, {"test_dataset": other}, "test_dataset has Al"),
         (frames, {"max_concurrent": orm.Int(0)}, "must be at least 1"),
+        (frames, {"reference": "isolated"}, "isolated atom of Cu"),
     ):
         ports = {name: change.pop(name) for name in ("test_dataset", "max_concurrent") if name in change}
         inputs = builder(data, **change)
@@ -125,6 +129,49 @@ def test_warm_start_from_other_species_is_refused(builder, toy_package):
     inputs.initial_potentials = {"member_3": inputs.initial_potentials["all"]}
     with pytest.raises(ValueError, match="unknown member_3"):
         run_get_node(inputs)
+
+
+@calcfunction
+def without_labels(dataset):
+    frames = dataset.frames()
+    missing = np.full(len(frames), np.nan)
+    bare = frames.with_columns(energy=missing, fidelity=np.full(len(frames), -1))
+    return DatasetData.from_frames(bare)
+
+
+def test_a_dataset_of_a_calculation_is_checked_by_the_plan(builder):
+    """Inside a larger workchain a bad dataset must be an exit code, not an exception."""
+    inputs = builder(emt_frames(4))
+    inputs.dataset = without_labels(inputs.dataset)
+    outputs, node = run_get_node(inputs)
+    assert node.exit_status == TrainWorkChain.exit_codes.ERROR_INVALID_INPUT.status
+    assert "missing labels" in node.exit_message
+    assert outputs == {}
+
+
+def broken_package() -> PotentialData:
+    """A package that passes every check of its form, but whose model nequip cannot load."""
+    buffer = io.BytesIO()
+    content = {
+        "m/model/package_metadata.txt": "atom_types: {0: Cu}\navailable_models: [eager]\npackage_version_id: 2\n",
+        "m/model/config.yaml": "training_module:\n  model: {_target_: x, model: {r_max: 4.0}}\n",
+        "m/model/eager_model.pkl": "not a model",
+    }
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, text in content.items():
+            archive.writestr(name, text)
+    buffer.seek(0)
+    return PotentialData.from_package(buffer)
+
+
+def test_one_member_fails_the_other_is_returned(builder):
+    inputs = builder(emt_frames(8), committee=2, max_epochs=1)
+    inputs.initial_potentials = {"member_1": broken_package()}
+    outputs, node = run_get_node(inputs)
+    assert node.exit_status == TrainWorkChain.exit_codes.ERROR_SOME_MEMBERS_FAILED.status
+    assert "[1]" in node.exit_message
+    assert set(outputs["potentials"]) == {"member_0"}
+    assert outputs["errors"]["n_members"] == 1
 
 
 def test_failed_plan_is_an_exit_code():

@@ -10,8 +10,9 @@ from aiida.engine import ExitCode, calcfunction
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError
+from aiida_mlip.kernel.reference_energies import isolated_energies
 from aiida_mlip.kernel.splits import Split
-from aiida_mlip.kernel.training import ErrorTable, split_for, tabulate_errors
+from aiida_mlip.kernel.training import ErrorTable, split_for, tabulate_errors, training_fidelity
 from aiida_mlip.protocols import train as protocol
 
 
@@ -23,7 +24,11 @@ def plan_training(dataset: DatasetData, settings: orm.Dict) -> dict[str, orm.Dat
     """
     try:
         full = protocol.train_settings(settings.get_dict())
-        split = split_for(dataset.frames(), full.split.model_dump(), members=full.committee, fidelity=full.fidelity)
+        frames = dataset.frames()
+        if full.reference == "isolated":
+            fidelity = training_fidelity(frames, full.fidelity)
+            isolated_energies(dataset.reference_energies.get(fidelity, {}), dataset.species, fidelity)
+        split = split_for(frames, full.split.model_dump(), members=full.committee, fidelity=full.fidelity)
     except MlipError as error:
         return ExitCode(200, str(error))
     plain = full.model_dump()
