@@ -88,6 +88,24 @@ def read_pmf(text: str, *, source: str = "pmf") -> tuple[Float[np.ndarray, "n d"
     return table[:, :-1], table[:, -1] - table[:, -1].min()
 
 
+def without_values(state: str) -> str:
+    """A state of COLVARS without the values of the variables: the biases alone, for a trajectory that begins elsewhere.
+
+    >>> without_values("configuration {\\n step 5\\n}\\ncolvar {\\n name d\\n x 2.0\\n}\\nmetadynamics {\\n}\\n")
+    'configuration {\\n step 5\\n}\\nmetadynamics {\\n}\\n'
+    """
+    kept, depth, inside = [], 0, False
+    for line in state.splitlines(keepends=True):
+        if depth == 0 and re.match(r"\s*colvar\s*\{", line):
+            inside = True
+        depth += line.count("{") - line.count("}")
+        if not inside:
+            kept.append(line)
+        if depth == 0 and "}" in line:
+            inside = False
+    return "".join(kept)
+
+
 def _variable(variable: CollectiveVariable) -> list[str]:
     spacing = variable.width * _SPACING
     component = {"distance": "distance", "angle": "angle", "coordination": "coordNum"}[variable.kind]

@@ -60,7 +60,6 @@ class MetadynamicsWorkChain(WorkChain):
         spec.expose_outputs(MetadynamicsCalculation, include=("dataset", "bias", "series", "trajectory_summary"))
 
         spec.exit_code(310, "ERROR_DYNAMICS_FAILED", message="The dynamics failed: {reason}")
-        spec.exit_code(311, "ERROR_JOIN_FAILED", message="The runs could not be joined: {reason}")
         spec.exit_code(
             410, "ERROR_FORCES_FAILED", message="The forces failed; the frames before are returned. {reason}"
         )
@@ -144,9 +143,7 @@ class MetadynamicsWorkChain(WorkChain):
         if len(self.ctx.jobs) >= self._max_jobs:
             self.ctx.problem = [_CODES.ERROR_OUT_OF_WALLTIME.status, node.exit_message]
         else:
-            self.ctx.go_on = self._progressed(node)
-            if not self.ctx.go_on:
-                self.ctx.problem = [node.exit_status, "a whole job did not get one frame farther"]
+            self.ctx.go_on = True  # a job that leaves a checkpoint has done at least one frame
 
     def has_several_runs(self) -> bool:
         """Whether there is more than one run to join."""
@@ -162,7 +159,7 @@ class MetadynamicsWorkChain(WorkChain):
                     runs[f"{key}_{i:04d}"] = outputs[name]
         _, node = join_runs.run_get_node(**runs, metadata={"call_link_label": "join_runs"})
         if not node.is_finished_ok:
-            return self.exit_codes.ERROR_JOIN_FAILED.format(reason=node.exit_message or node.process_state)
+            return self.exit_codes.ERROR_DYNAMICS_FAILED.format(reason=f"join_runs<{node.pk}> did not finish")
         self.ctx.joined = node.uuid
         return None
 
@@ -202,10 +199,6 @@ class MetadynamicsWorkChain(WorkChain):
             if found:
                 return code.status, "; ".join(dict.fromkeys(found))
         return 0, ""
-
-    def _progressed(self, node: orm.CalcJobNode) -> bool:
-        """Whether a job got farther than the one before."""
-        return bool("dataset" in node.outputs)
 
 
 def _validate_max_jobs(value: orm.Int | None, _: Any) -> str | None:

