@@ -188,11 +188,13 @@ def probe_test(frames: Frames) -> ProbeTest | None:
     energy, stress = np.empty((len(looked), 2)), np.empty((len(looked), 3, 3, 2))
     lines = np.empty((len(looked), 2))
     for row in range(len(looked)):
-        design = designs[row] if row in designs else probe.design(looked, row)
-        energy[row], stress[row] = design.energy @ coefficients, design.stress @ coefficients
+        both = [probe.predict(looked, row, coefficients[:, k]) for k in (0, 1)]
+        energy[row] = [prediction.energy for prediction in both]
+        stress[row] = np.stack([prediction.stress for prediction in both], axis=-1)
         # the half that did not see this row speaks about it; both about a row that neither saw
         mix = np.array([row not in halves[0], row not in halves[1]], dtype=float)
-        lines[row] = _line(design.forces @ (coefficients @ (mix / mix.sum())), forces[row])
+        forces_here = np.tensordot(mix / mix.sum(), [prediction.forces for prediction in both], axes=1)
+        lines[row] = _line(forces_here, forces[row])
     if np.median(lines[:, 0]) < _MIN_CORRELATION:
         return None
     other = [np.setdiff1d(np.arange(len(looked)), list(half)) for half in halves]

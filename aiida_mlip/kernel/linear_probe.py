@@ -41,11 +41,13 @@ class Design:
     :param energy: (K,) eV.
     :param forces: (a, 3, K) eV/Å.
     :param stress: (3, 3, K) eV/Å³; NaN where the frame is not periodic in three directions.
+
+    A prediction has the same fields without the last axis.
     """
 
-    energy: Float[np.ndarray, "K"]
-    forces: Float[np.ndarray, "a 3 K"]
-    stress: Float[np.ndarray, "3 3 K"]
+    energy: Float[np.ndarray, "*K"]
+    forces: Float[np.ndarray, "a 3 *K"]
+    stress: Float[np.ndarray, "3 3 *K"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,48 @@ class Probe:
         if not np.all(pbc):
             stress = np.full_like(stress, np.nan)
         return Design(energy=np.concatenate(energies), forces=forces, stress=stress)
+
+    def predict(self, frames: Frames, row: int, coefficients: Float[np.ndarray, "K"]) -> Design:
+        """Energy, forces (a, 3) and stress (3, 3) of a row: :meth:`design` times coefficients, ten times faster."""
+        numbers, positions, cell, pbc = geometry(frames, row)
+        moved, box = boxed(positions, cell, pbc, padding=1.0)
+        i, j, vectors = neighbour_list(
+            "ijD", positions=moved, cell=box, pbc=pbc, numbers=numbers.astype(np.int32), cutoff=self.cutoff
+        )
+        kind, s = np.searchsorted(self.species, numbers), len(self.species)
+        r = np.linalg.norm(vectors, axis=1)
+        unit = vectors / r[:, None]
+        n_pair = s * (s + 1) // 2 * _N_PAIR
+        table = np.zeros((s * s, _N_PAIR))
+        table[[a * s + b for a in range(s) for b in range(a, s)]] = coefficients[:n_pair].reshape(-1, _N_PAIR)
+        values, slopes = self._radial(r, _N_PAIR)
+        mine = table[np.minimum(kind[i], kind[j]) * s + np.maximum(kind[i], kind[j])]
+        energy = float((mine * values).sum())
+        gradient = (mine * slopes).sum(axis=1)[:, None] * unit
+        values, slopes = self._radial(r, _N_BODY)
+        gather = sparse.csr_matrix((np.ones(len(i)), (i, np.arange(len(i)))), shape=(len(kind), len(i)))
+        upper = np.triu_indices(_N_BODY)
+        blocks = coefficients[n_pair:].reshape(s, 3, len(upper[0]))
+        for degree, (angular, angular_slope) in enumerate(_angular(unit, r)):
+            weights = np.zeros((s, _N_BODY, _N_BODY))
+            weights[:, upper[0], upper[1]] = blocks[:, degree]
+            weights += weights.transpose(0, 2, 1)
+            phi = (values[:, :, None] * angular[:, None, :]).reshape(len(r), -1)
+            density = (gather @ phi).reshape(len(kind), _N_BODY, -1)
+            response = np.einsum("imn,inc->imc", weights[kind], density)
+            energy += 0.5 * float((density * response).sum())
+            local = response[i]
+            along = np.einsum("pmc,pm,pc->p", local, slopes, angular)
+            gradient += along[:, None] * unit
+            gradient += np.einsum("pc,pca->pa", np.einsum("pmc,pm->pc", local, values), angular_slope)
+        n = len(numbers)
+        forces = np.stack(
+            [np.bincount(i, gradient[:, a], n) - np.bincount(j, gradient[:, a], n) for a in range(3)], axis=1
+        )
+        stress = vectors.T @ gradient / abs(np.linalg.det(box))
+        if not np.all(pbc):
+            stress = np.full_like(stress, np.nan)
+        return Design(energy=np.array(energy), forces=forces, stress=stress)
 
     def _radial(self, r: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """(pairs, count) Gaussians times a smooth cutoff, and their derivatives."""

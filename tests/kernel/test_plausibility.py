@@ -193,6 +193,10 @@ def test_probe_forces_and_stress_are_derivatives_of_its_energy():
     atoms.rattle(0.1, seed=1)
     probe = Probe(5.0, (11, 17))
     design = probe.design_of(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+    predicted = probe.predict(from_ase([atoms]), 0, c := np.random.default_rng(0).normal(size=len(design.energy)))
+    np.testing.assert_allclose(predicted.energy, design.energy @ c, rtol=1e-10)
+    np.testing.assert_allclose(predicted.forces, design.forces @ c, atol=1e-9)
+    np.testing.assert_allclose(predicted.stress, design.stress @ c, atol=1e-10)
     c, h = np.random.default_rng(0).normal(size=len(design.energy)), 1e-5
 
     def energy(positions: np.ndarray, cell: np.ndarray) -> float:
