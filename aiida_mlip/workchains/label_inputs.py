@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -26,6 +27,10 @@ DEFAULT_OPTIONS: Final[Mapping[str, Any]] = {
     "max_wallclock_seconds": 3600,
     "withmpi": False,
 }
+#: Headers of ultrasoft and PAW files: an attribute in UPF 2, a line of its own in UPF 1.
+_AUGMENTED: Final[re.Pattern[str]] = re.compile(
+    r'pseudo_type\s*=\s*"\s*(US|USPP|PAW)\s*"|^ *(US|PAW) +[A-Z]', re.MULTILINE
+)
 _CODES: Final[Mapping[str, str]] = {"qe": "pw", "ase": "ase"}
 
 
@@ -143,8 +148,20 @@ def check_pseudos(spec: QeFidelity, species: list[str], where: str) -> None:
             f"{where}.ecutwfc_ry: missing; state it, or use get_builder_from_protocol, "
             "which takes what the family recommends"
         )
+    augmented = [upf.element for upf in family.nodes if upf.element in species and _is_augmented(upf)]
+    if spec.ecutrho_ry is None and augmented:
+        raise ProtocolError(
+            f"{where}.ecutrho_ry: missing; the pseudopotential of {', '.join(augmented)} is ultrasoft or PAW, "
+            "for which four times ecutwfc_ry is too low: state it (8 to 12 times is usual)"
+        )
     if stray := [symbol for symbol in spec.starting_magnetization if symbol not in available]:
         raise ProtocolError(f"{where}.starting_magnetization: {', '.join(stray)} is not in {spec.pseudo_family!r}")
+
+
+def _is_augmented(upf: Any) -> bool:
+    """Whether a pseudopotential is ultrasoft or PAW, by the header of its file (UPF 1 or 2)."""
+    content = upf.get_content()
+    return bool(_AUGMENTED.search(content if isinstance(content, str) else content.decode(errors="replace")))
 
 
 def check_options(options: Mapping[str, Any], engine: str) -> None:

@@ -380,6 +380,27 @@ def test_bad_input_is_refused_before_anything_is_stored(
     assert n_nodes() == before
 
 
+def test_an_ultrasoft_pseudopotential_needs_its_density_cutoff(pw_code, tmp_path):
+    """Four times the wave function cutoff is silently too low for it."""
+    from aiida_pseudo.data.pseudo.upf import UpfData
+    from aiida_pseudo.groups.family import PseudoPotentialFamily
+    from conftest import debian_pseudo_folder
+
+    folder = tmp_path / "pseudos"
+    folder.mkdir()
+    for name in ("Cu.pz-d-rrkjus.UPF", "O.pbe-kjpaw.UPF", "Rh.pbe-rrkjus_lb.UPF", "Al.pz-vbc.UPF"):
+        (folder / name).write_bytes((debian_pseudo_folder() / name).read_bytes())
+    family = PseudoPotentialFamily.create_from_folder(folder, "augmented", pseudo_type=UpfData)
+    inputs = {"codes": {"pw": pw_code}, "max_concurrent": orm.Int(0)}  # so that nothing runs whatever is said
+    spec = LDA | {"pseudo_family": family.label}
+    for symbol, message in (("Cu", "of Cu is"), ("O", "of O is ultrasoft or PAW"), ("Rh", "of Rh"), ("Al", "max_con")):
+        dataset = DatasetData.from_frames(from_ase([bulk(symbol, "fcc", a=4.0)]))
+        with pytest.raises(ValueError, match=message):
+            run_label(dataset=dataset, fidelities=orm.Dict({"x": spec}), **inputs)
+        with pytest.raises(ValueError, match="max_concurrent"):
+            run_label(dataset=dataset, fidelities=orm.Dict({"x": spec | {"ecutrho_ry": 100}}), **inputs)
+
+
 def test_frames_that_a_process_made_are_refused_by_exit_code(label_code):
     """Within a larger workchain an exit code is handled; an exception would end the parent."""
 
