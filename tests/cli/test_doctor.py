@@ -122,6 +122,20 @@ def test_the_namesake_and_a_gpu_that_torch_cannot_use(bare_machine, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_machine_without_ps(machine, tmp_path):
+    """A minimal Debian has none, and AiiDA's direct scheduler then takes every running job for finished."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    for name in ("bash", "sh", "mkdir", "whoami"):
+        (programs / name).symlink_to(Path("/usr/bin", name))
+    assert machine.doctor("--only", "computers")[0] == 0
+    machine.environment = {"PATH": str(programs)}
+    code, found = machine.doctor("--only", "computers")
+    assert code == 1
+    assert found["computer localhost"][0]["cure"] == "apt-get install procps"
+
+
+@pytest.mark.slow
 @pytest.mark.daemon
 def test_a_broker_that_came_back_alone_is_seen_and_a_restart_cures_it(daemon_machine):
     machine = daemon_machine

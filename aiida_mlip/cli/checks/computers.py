@@ -48,7 +48,11 @@ def _check_connection(computer: Computer, subject: str) -> Iterator[Finding]:
         workdir = computer.get_workdir().format(username=transport.whoami())
         _, stdout, stderr = transport.exec_command_wait("echo aiida")
         code, _, _ = transport.exec_command_wait(f"mkdir -p {quote(workdir)} && test -w {quote(workdir)}")
-    if code != 0:
+    if without_ps:
+        yield Finding(
+            subject, "fix", "no `ps` there: AiiDA takes every running job for finished", "apt-get install procps"
+        )
+    elif code != 0:
         yield Finding(
             subject, "fix", f"its job folder {workdir} cannot be written", f"mkdir -p {workdir}, or its owner"
         )
