@@ -175,15 +175,11 @@ class ColvarsEngine:
             seed=seed,
             fixed=spec.fixed_atoms,
         )
-        state = self._folder / STATE_FILE
-        if state.exists() and step == 0:
-            # another trajectory under the same bias: the variables begin where this structure has them
-            state.write_text(without_values(state.read_text(encoding="utf-8")), encoding="utf-8")
-        before = f"input {state}" if state.exists() else ""
         self._dynamics.command(
-            f"fix cv all colvars {self._folder / COLVARS_INPUT} {before} output {self._folder / 'run'} "
+            f"fix cv all colvars {self._folder / COLVARS_INPUT} output {self._folder / 'run'} "
             f"seed {seed % 900_000_000 + 1} tstat {self._dynamics.thermostat}"
         )
+        self._load_state(self._dynamics, new_trajectory=step == 0)
         self._broken = False
 
     def advance(self, n_steps: int, *, seed: int) -> None:  # noqa: ARG002 - LAMMPS keeps its random numbers itself
@@ -231,6 +227,21 @@ class ColvarsEngine:
     def summary(self) -> dict[str, Any]:
         """The hills are in the state file."""
         return {}
+
+    def _load_state(self, dynamics: LammpsDynamics, *, new_trajectory: bool) -> None:
+        """Take up the stored bias, if there is one.
+
+        Not through the keyword ``input`` of the fix: with it every ``run`` reads the file anew and forgets all hills
+        laid since (LAMMPS 22 Jul 2025).
+        """
+        state = self._folder / STATE_FILE
+        if not state.exists():
+            return
+        if new_trajectory:
+            # another trajectory under the same bias: the variables begin where this structure has them
+            state.write_text(without_values(state.read_text(encoding="utf-8")), encoding="utf-8")
+        dynamics.run(0)
+        dynamics.command(f"fix_modify cv load {state}")
 
     def _running(self) -> LammpsDynamics:
         if self._dynamics is None:
