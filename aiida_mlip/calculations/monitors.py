@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from aiida import orm
 from aiida.engine.processes.calcjobs.monitors import CalcJobMonitorAction, CalcJobMonitorResult
@@ -26,7 +26,7 @@ def training_diverged(
     :param factor: growth of the validation error that counts as divergence.
     :param epochs: how long it must last.
     """
-    remote = str(Path(node.get_remote_workdir()) / METRICS_FILE)
+    remote = str(PurePosixPath(node.get_remote_workdir()) / METRICS_FILE)
     with tempfile.TemporaryDirectory() as folder:
         local = Path(folder) / "metrics.csv"
         try:

@@ -107,6 +107,8 @@ def nequip_config(
     }
     if start.checkpoint:
         config["ckpt_path"] = start.checkpoint
+    if "max_time" in settings["nequip"].get("trainer", {}):
+        raise InvalidInputError("nequip.trainer.max_time cannot be set: use time_limit_s, which knows about restarts")
     config = _override(config, settings["nequip"])
     _check(config)
     return config

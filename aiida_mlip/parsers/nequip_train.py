@@ -144,6 +144,8 @@ class NequipTrainParser(Parser):
             return codes.ERROR_WALLTIME.format(epochs=epochs)
         if no_package is not None:
             return codes.ERROR_NO_PACKAGE.format(reason=no_package)
+        if seen is None and "restart_folder" not in self.node.inputs:  # a restart does not count again
+            return codes.ERROR_FRAMES_MISMATCH.format(seen="an unknown number of", expected=expected)
         return None
 
     # -- files -------------------------------------------------------------------------------------------------

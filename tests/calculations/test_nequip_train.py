@@ -364,6 +364,10 @@ def test_the_count_of_frames_is_the_guard(parse, data, trained):
     assert process.exit_status == 0
     assert isinstance(results["potential"], PotentialData)
     assert results["potential"].reference_energies == {"emt": {"Cu": -1.0}}
+    results, process = parse(files)
+    assert process.exit_status == CODES.ERROR_FRAMES_MISMATCH.status
+    assert "unknown number" in process.exit_message
+    assert "potential" in results
 
 
 # -- monitor -----------------------------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ def test_overrides_merge_and_callbacks_append():
         ({"data": {"train_file_path": ["a.xyz", "b.xyz"]}}, "train_file_path"),
         ({"training_module": {"model": {"r_max": 9.0}}}, "r_max 9.0 differs"),
         ({"trainer": {"callbacks": "all"}}, "must be a list"),
+        ({"trainer": {"max_time": {"hours": 1}}}, "use time_limit_s"),
     ],
 )
 def test_overrides_that_lose_data_are_refused(nequip, message):
