@@ -80,8 +80,8 @@ def starting_frame(seeds: Frames, rung: Rung, *, supercell: Sequence[int] = (1, 
     :param supercell: repetitions along the three cell vectors; 1 along directions that are not periodic.
     :param padding: empty space (Å) around directions without a cell vector.
     :returns: one row, without labels, whose parent is the seed.
-    :raises InvalidInputError: a deformation or repetition of a seed that is not periodic in those directions, or a cell
-        that is turned inside out.
+    :raises InvalidInputError: a deformation or repetition of a seed that is not periodic in those directions, a cell
+        that is turned inside out, or a single atom.
     """
     part = seeds.atom_slice(rung.seed_row)
     pbc = seeds.pbc[rung.seed_row]
@@ -100,6 +100,10 @@ def starting_frame(seeds: Frames, rung: Rung, *, supercell: Sequence[int] = (1, 
     shifts = np.array(list(itertools.product(*(range(n) for n in repeats)))) @ cell
     positions = (shifts[:, None, :] + positions[None, :, :]).reshape(-1, 3)
     numbers = np.tile(seeds.numbers[part], len(shifts))
+    if len(numbers) < 2:
+        raise InvalidInputError(
+            f"supercell: {where} has one atom, and the centre of mass of a run rests; repeat it, e.g. [2, 2, 2]"
+        )
     return from_arrays(
         natoms=np.array([len(numbers)]),
         numbers=numbers,

@@ -89,10 +89,13 @@ class Checks(SpecModel):
         at least 100 fs.
     :param temperature_fraction: largest deviation of the mean temperature of a run with thermostat, as a fraction of
         the target, where it also exceeds three standard errors.
+    :param restart_mismatch_ev_per_atom: largest difference between the two energies of a step that was computed before
+        and after an interruption: another electronic state, if it is larger.
     """
 
     energy_drift_ev_per_atom_per_ps: Positive = 0.02
     temperature_fraction: Positive = 0.25
+    restart_mismatch_ev_per_atom: Positive = 1e-4
 
 
 class AimdSettings(SpecModel):

@@ -278,7 +278,11 @@ class AimdWorkChain(WorkChain):
                 "parameters": orm.load_node(segment["parameters"]),
                 "settings": orm.load_node(segment["settings"]),
                 "pseudos": {symbol: family.get_pseudo(symbol) for symbol in sorted(structure.get_symbols_set())},
-                "metadata": {"options": job_options(self.inputs, "qe")},
+                # a repetition must not be answered by the failure it repeats
+                "metadata": {
+                    "options": job_options(self.inputs, "qe"),
+                    "disable_cache": len(run["segments"]) > 1,
+                },
             },
             kpoints=prepared[kpoints_label(structure, spec)],
             max_iterations=prepared["max_iterations"],

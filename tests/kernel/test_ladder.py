@@ -83,6 +83,14 @@ def test_a_cell_turned_inside_out_is_refused(si8):
         starting_frame(si8, rung)
 
 
+def test_a_single_atom_needs_a_supercell():
+    seeds = from_ase([bulk("Cu")])
+    (rung,) = ladder(seeds, [300])
+    with pytest.raises(InvalidInputError, match="supercell: structures, frame 0 has one atom"):
+        starting_frame(seeds, rung)
+    assert len(starting_frame(seeds, rung, supercell=(1, 1, 2)).numbers) == 2
+
+
 def test_a_run_is_described_by_what_sets_it_apart(si8):
     rung = ladder(si8, [300], [1.1], [(0.01, 0, 0, 0, 0, 0)], replicas=2)[1]
     assert all(word in describe(rung) for word in ("300 K", "V/V0 1.1", "strain", "replica 1"))

@@ -147,6 +147,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(code_with_kill, pseudo_
     assert second["steps"] == n - first["steps"] + 1
     assert (report["steps"], report["steps_lost"], report["steps_repeated"]) == (n, 0, 1)
     assert report["restart_mismatch_ev_per_atom"] < 1e-5
+    assert report["checks"] == {"restarts_consistent": True, "energy_conserved": True}
     assert report["failure"] == "none"
     assert audit(node).passed
 
@@ -265,10 +266,17 @@ def test_a_ladder_whose_energy_drifts_returns_its_frames_and_says_so(pw_code, ps
 @pytest.mark.qe
 def test_labels_with_too_few_bands_are_none_and_the_run_starts_anew_with_more(pw_code, pseudo_family):
     fidelity = {**LDA, "occupations": "smearing", "degauss_ry": 0.02, "parameters": {"SYSTEM": {"nbnd": 4}}}
-    results, node = run_aimd(pw_code, silicon2(), fidelity=fidelity, n_steps=2)
+    results, node = run_aimd(
+        pw_code,
+        silicon2(),
+        fidelity=fidelity,
+        n_steps=4,
+        thermostat={"kind": "rescale-v", "time_fs": 2.0},
+        checks={"temperature_fraction": 1e3},
+    )
     assert node.is_finished_ok, node.exit_message
     (report,) = results["summary"].get_dict()["runs"]
-    assert [(segment["steps"], segment["end"]) for segment in report["segments"]] == [(0, "implausible"), (2, "none")]
+    assert [(segment["steps"], segment["end"]) for segment in report["segments"]] == [(0, "implausible"), (4, "none")]
     last = orm.load_node(report["segments"][1]["uuid"])
     assert last.inputs.parameters["SYSTEM"]["nbnd"] == 8
 

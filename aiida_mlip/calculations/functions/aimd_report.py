@@ -69,7 +69,7 @@ def run_report(
         "energy_time_fs": _time(analysis.energy_time, aimd.timestep_fs),
         "forces_time_fs": _time(analysis.forces_time, aimd.timestep_fs),
         "stride_steps": analysis.stride,
-        "checks": _checks(analysis, aimd, rung.kelvin) if len(trajectory) else {},
+        "checks": _checks(trajectory, analysis, aimd, rung.kelvin) if len(trajectory) else {},
     }
 
 
@@ -95,13 +95,17 @@ def summarise(reports: Sequence[Mapping[str, Any]], *, n_frames: int) -> dict[st
     }
 
 
-def _checks(analysis: Analysis, aimd: AimdSettings, kelvin: float) -> dict[str, bool]:
-    """Checks that apply: of the energy without a thermostat, of the temperature with one."""
+def _checks(trajectory: Trajectory, analysis: Analysis, aimd: AimdSettings, kelvin: float) -> dict[str, bool]:
+    """Checks that apply: of the energy without a thermostat, of the temperature with one, of restarts if there were."""
+    limits = aimd.checks
+    checks = {}
+    if trajectory.repeated:
+        checks["restarts_consistent"] = trajectory.mismatch <= limits.restart_mismatch_ev_per_atom
     if aimd.conserves_energy:
-        limit = aimd.checks.energy_drift_ev_per_atom_per_ps
-        return {"energy_conserved": energy_is_conserved(analysis, limit)}
-    fraction = aimd.checks.temperature_fraction
-    return {"temperature_reached": temperature_is_reached(analysis, kelvin, fraction)}
+        checks["energy_conserved"] = energy_is_conserved(analysis, limits.energy_drift_ev_per_atom_per_ps)
+    else:
+        checks["temperature_reached"] = temperature_is_reached(analysis, kelvin, limits.temperature_fraction)
+    return checks
 
 
 def _time(value: AutocorrelationTime | None, timestep: float) -> dict[str, Any] | None:
