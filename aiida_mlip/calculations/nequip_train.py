@@ -25,6 +25,7 @@ from aiida_mlip.io.nequip_config import (
     VAL_FILE,
     TrainingData,
     TrainingStart,
+    check_overrides,
     config_text,
     cutoff_of,
     nequip_config,
@@ -315,7 +316,7 @@ def _packager(code: orm.AbstractCode) -> str:
 
 def _validate_settings(value: orm.Dict, _: Any) -> str | None:
     try:
-        train_settings(value.get_dict())
+        check_overrides(train_settings(value.get_dict()).model_dump())
     except MlipError as error:
         return str(error)
     return None

@@ -114,6 +114,15 @@ def nequip_config(
     return config
 
 
+def check_overrides(settings: Mapping[str, Any]) -> None:
+    """Find overrides that :func:`nequip_config` refuses before there are any data.
+
+    :raises InvalidInputError: see there.
+    """
+    everything = TrainingData(("H",), {"H": 0.0}, 1.0, with_energy=True, with_forces=True, with_stress=True)
+    nequip_config(settings, everything, seed=0)
+
+
 def config_text(config: Mapping[str, Any]) -> str:
     """Configuration as YAML text, keys in a fixed order."""
     text: str = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=False, width=120)

@@ -14,6 +14,7 @@ from aiida_mlip.calculations.functions.train import plan_training, tabulate
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError, MlipError, SpeciesError
+from aiida_mlip.io.nequip_config import check_overrides
 from aiida_mlip.kernel.reference_energies import isolated_energies
 from aiida_mlip.kernel.training import split_for, training_fidelity
 from aiida_mlip.protocols.model import check_name
@@ -141,7 +142,7 @@ class TrainWorkChain(WorkChain):
         settings = dict(overrides or {})
         if protocol is not None:
             settings["protocol"] = protocol
-        train_settings(settings)
+        check_overrides(train_settings(settings).model_dump())
         builder = cls.get_builder()
         builder.dataset = dataset
         builder.settings = orm.Dict(settings)
@@ -306,7 +307,7 @@ class TrainWorkChain(WorkChain):
 
 def _validate_settings(value: orm.Dict, _: Any) -> str | None:
     try:
-        train_settings(value.get_dict())
+        check_overrides(train_settings(value.get_dict()).model_dump())
     except MlipError as error:
         return str(error)
     return None

@@ -265,6 +265,7 @@ def nodes():
         ({"settings": {"max_epoch": 3}}, "did you mean 'max_epochs'"),
         ({"settings": {**TINY, "member": 5}}, "no member_5"),
         ({"settings": {**TINY, "reference": "isolated"}}, "isolated atom of Cu"),
+        ({"settings": {**TINY, "nequip": {"trainer": {"check_val_every_n_epoch": 3}}}}, "corrupts the checkpoints"),
         ({"split": "other"}, "not one of this dataset"),
     ],
 )
