@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
@@ -91,7 +92,7 @@ def grain_boundary(parents: Frames, parameters: GrainBoundary, rng: np.random.Ge
 def bicrystal(part: Geometry, parameters: GrainBoundary, what: str) -> Bicrystal:
     """Unshifted bicrystal with grains of at least ``min_grain_ang``."""
     builder = _builder(part, what)
-    angles = builder.get_rotation_angle_from_sigma(parameters.sigma, _coprime(parameters.axis), lat_type="c")
+    angles = _angles(builder, parameters, what)
     plane = None if parameters.plane is None else _coprime(parameters.plane)
     times = 1
     while True:
@@ -134,6 +135,18 @@ def _builder(part: Geometry, what: str) -> Any:
     if system != "cubic":
         raise InvalidInputError(f"{what}: the parent must be cubic, it is {system}")
     return GrainBoundaryGenerator(crystal)
+
+
+def _angles(builder: Any, parameters: GrainBoundary, what: str) -> list[float]:
+    """Rotation angles (degrees) that give Σ about the axis; ``builder`` is pymatgen's (untyped)."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # pymatgen takes the next smaller Σ, with a warning
+            return list(builder.get_rotation_angle_from_sigma(parameters.sigma, _coprime(parameters.axis), "c"))
+    except (RuntimeError, ValueError, Warning) as error:
+        raise InvalidInputError(
+            f"sigma: {what}: {parameters.sigma} does not occur about axis {parameters.axis} ({error})"
+        ) from error
 
 
 def _open(pair: Bicrystal, shift: np.ndarray, parameters: GrainBoundary, limits: np.ndarray, what: str) -> Geometry:

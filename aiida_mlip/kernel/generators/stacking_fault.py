@@ -22,8 +22,8 @@ class StackingFault:
 
     :param per_parent: faults made of each parent.
     :param miller: plane of the fault (indices of the parent's cell as given).
-    :param direction: displacement in units of the plane's two vectors, e.g. ``[0.333, 0.333]``, reached in
-        ``per_parent`` steps from 0 (a γ-line); None: anywhere in the plane, at random (a γ-surface).
+    :param direction: displacement in units of the plane's two shortest vectors (at an angle of at most 90°), reached
+        in ``per_parent`` steps from 0 (a γ-line); None: anywhere in the plane, at random (a γ-surface).
     :param min_layers_ang: smallest distance (Å) between a fault and its image.
     :param opening_ang: window of the extra gap (Å) at the fault, stratified.
     :param max_atoms: refuse larger cells.

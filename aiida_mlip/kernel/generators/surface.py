@@ -98,7 +98,8 @@ def surface(parents: Frames, parameters: Surface, rng: np.random.Generator) -> F
 def oriented(part: Geometry, miller: tuple[int, int, int]) -> Geometry:
     """The crystal in a cell whose first two vectors span the plane (hkl), with its normal along z.
 
-    The cell has as many atoms as the given one (for coprime indices); its third vector reaches the next equal layer.
+    The cell has as many atoms as the given one; the two vectors are the shortest of the plane, at an angle of at most
+    90°, and the third reaches the next equal layer.
     """
     divisor = gcd(*miller)
     h, k, l = (index // divisor for index in miller)  # noqa: E741  # the field's letters
@@ -110,6 +111,8 @@ def oriented(part: Geometry, miller: tuple[int, int, int]) -> Geometry:
     cell = np.vstack([plane, cell[2] - shift @ plane])
     if np.linalg.det(cell) < 0:
         cell[1] = -cell[1]
+    if cell[0] @ cell[1] < -1e-9:  # an acute angle: that of most tables, hexagonal planes at 60°
+        cell[:2] = np.array([-cell[1], cell[0]])
     z = np.cross(cell[0], cell[1])
     x = cell[0] / np.linalg.norm(cell[0])
     z /= np.linalg.norm(z)
