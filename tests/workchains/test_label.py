@@ -121,7 +121,7 @@ def ancestors_without_creator(node) -> set[int]:
 @pytest.mark.qe
 def test_qe_labels_once_and_never_again(pw_code, pseudo_family):
     """Duplicates are computed once; a second campaign, also under another name, computes nothing and says so."""
-    frames = from_ase([*silicon([0.02, 0.04, 0.02])])
+    frames = from_ase([*silicon([0.021, 0.043, 0.021])])
     dataset = DatasetData.from_frames(frames)
     inputs = {"codes": {"pw": pw_code}, "isolated_atoms": orm.Bool(True)}
     results, node = run_label(dataset=dataset, fidelities=orm.Dict({"lda": LDA}), **inputs)
@@ -207,7 +207,7 @@ def test_qe_unconverged_is_a_failed_row_and_the_budget_counts(pw_code, pseudo_fa
     [
         ({"parameters": {"SYSTEM": {"nbnd": 1}}}, {}, "crashed"),
         ({"ecutwfc_ry": 30}, {"prepend_text": "ulimit -v 500000"}, "out_of_memory"),
-        ({"ecutwfc_ry": 120, "kpoints_distance_inv_ang": 0.15}, {"max_wallclock_seconds": 2}, "walltime"),
+        ({"ecutwfc_ry": 20, "kpoints_distance_inv_ang": 0.12}, {"max_wallclock_seconds": 2}, "walltime"),
     ],
 )
 def test_qe_failures_have_their_class(pw_code, pseudo_family, changes, options, failure):
