@@ -394,9 +394,10 @@ class LabelWorkChain(WorkChain):
         """Refill while others still run: go on as soon as half of the places are free and something waits.
 
         AiiDA resumes a workchain when *all* children of a step have ended; a slow frame would leave the machine idle.
-        :meth:`run_labels` awaits the running ones again, so that a child may be announced twice: the second is ignored.
+        :meth:`run_labels` awaits the running ones again, so that a child is announced twice: the first awaitable, no
+        longer ours, equals the second until it is resolved, and is told from it by identity.
         """
-        if awaitable not in self._awaitables:
+        if not any(awaitable is own for own in self._awaitables):
             return
         super()._on_awaitable_finished(awaitable)
         waiting = self.state == ProcessState.WAITING and self._awaitables
