@@ -152,9 +152,11 @@ def run_base(code, data, settings, **inputs):
 
 @pytest.mark.nequip
 @pytest.mark.slow
-def test_walltime_goes_on_from_the_last_checkpoint(data, train_code):
+def test_walltime_goes_on_from_the_last_checkpoint(trained, data, train_code):
+    """Through several jobs, also where the checkpoints refer to the weights the first of them started from."""
     settings = tiny(max_epochs=120, time_limit_s=3)
-    outputs, node = run_base(train_code, data, settings, max_iterations=orm.Int(12))
+    source = {"initial_folder": trained[0]["remote_folder"]}
+    outputs, node = run_base(train_code, data, settings, max_iterations=orm.Int(12), nequip=source)
     assert node.is_finished_ok, (node.exit_status, node.exit_message)
     jobs = [child for child in node.called if isinstance(child, orm.CalcJobNode)]
     if len(jobs) > 1:
@@ -165,6 +167,7 @@ def test_walltime_goes_on_from_the_last_checkpoint(data, train_code):
     assert epochs == sorted(set(epochs))
     assert outputs["curves"].get_array("epoch").tolist() == list(range(120))
     assert outputs["summary"]["ending"] == "completed"
+    assert outputs["potential"].reference_energies == trained[0]["potential"].reference_energies
 
 
 @pytest.mark.nequip
