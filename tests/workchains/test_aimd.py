@@ -103,6 +103,13 @@ def test_labels_are_those_of_single_points_and_every_frame_knows_its_origin(pw_c
     spread = np.ptp(np.linalg.norm(frames.forces[frames.atom_slice(3)], axis=1))
     assert spread > 0.1  # no two atoms are equivalent any more
 
+    # to the labelling these frames are labelled already
+    bare = DatasetData.from_frames(from_ase(list(frames.iter_ase()), fidelity="other"))
+    labels, label = run_get_node(LabelWorkChain, dataset=bare, fidelities=orm.Dict({"lda": LDA}), codes={"pw": pw_code})
+    assert labels["summary"].get_dict()["fidelities"]["lda"]["reused"] == 4
+    assert not [job for job in label.called_descendants if isinstance(job, orm.CalcJobNode)]
+    assert np.array_equal(labels["dataset"].filter(fidelity="lda").forces, frames.forces)
+
     # the last frame, farthest from the start, as a plain scf of its own
     md = frames.take([3])
     bare = DatasetData.from_frames(from_ase([atoms := frames.to_ase(3)], fidelity="other"))
@@ -117,7 +124,6 @@ def test_labels_are_those_of_single_points_and_every_frame_knows_its_origin(pw_c
     np.testing.assert_allclose(single.forces, md.forces, atol=1e-3)
     np.testing.assert_allclose(single.stress, md.stress, atol=0.05 * GPA)
 
-    # one settings hash: labelling these frames again would compute nothing
     assert results["dataset"].settings == labels["dataset"].settings
     assert frames.generators == ("aimd",)
     assert (frames.group_id == frames.group_id[0]).all()
