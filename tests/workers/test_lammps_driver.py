@@ -122,9 +122,12 @@ def test_error_in_the_forces_comes_out():
 
 
 def test_lammps_says_no():
-    with LammpsDynamics(Atoms("Cu", cell=np.eye(3) * 9, pbc=True), emt_forces, **SETTINGS) as dynamics:
-        with pytest.raises(ExternalProgramError, match="no_such_command"):
-            dynamics.command("no_such_command 1")
+    atom = Atoms("Cu", cell=np.eye(3) * 9, pbc=True)
+    with (
+        LammpsDynamics(atom, emt_forces, **SETTINGS) as dynamics,
+        pytest.raises(ExternalProgramError, match="no_such_command"),
+    ):
+        dynamics.command("no_such_command 1")
 
 
 def test_lammps_has_colvars():

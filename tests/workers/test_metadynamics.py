@@ -206,6 +206,25 @@ def test_colvars_input_of_ones_own(tmp_path):
     assert smallest_distances(frames(run), cutoff=6).mean() == pytest.approx(2.5, abs=0.05)
 
 
+def test_angle_and_coordination_are_those_of_the_structure(tmp_path):
+    copper = bulk("Cu", cubic=True)
+    copper.rattle(0.1, seed=2)
+    variables = [
+        {**DISTANCE, "name": "a", "kind": "angle", "group3": [2], "lower": 40, "upper": 110, "width": 5},
+        {**DISTANCE, "name": "c", "kind": "coordination", "group1": [0], "group2": [1, 2, 3], "cutoff_ang": 3.0}
+        | {"lower": 0.5, "upper": 3.0},
+    ]
+    keys = {"collective_variables": variables, "walls": {"max_temperature_k": 1e5}}
+    run = prepare(tmp_path, [copper], **colvars(forces=EMT_FORCES, n_steps=20, **keys))
+    assert main([str(run)]) == 0
+    rows = [line.split() for line in (run / "bias" / "variables_0000.traj").read_text().splitlines()]
+    last = frames(run).to_ase(0)
+    assert [int(rows[-1][0]), len(rows[-1])] == [20, 3]
+    assert float(rows[-1][1]) == pytest.approx(last.get_angle(0, 1, 2, mic=True), abs=1e-4)
+    x = last.get_distances(0, [1, 2, 3], mic=True) / 3.0
+    assert float(rows[-1][2]) == pytest.approx(((1 - x**6) / (1 - x**12)).sum(), abs=1e-4)
+
+
 def test_walls_of_temperature(tmp_path):
     hot = colvars(n_steps=400, temperature_k=600, walls={"min_distance_ang": 0.5, "max_temperature_k": 650})
     run = prepare(tmp_path / "stop", [molecule()], **hot)
@@ -281,7 +300,11 @@ def test_signal_ends_it_cleanly(tmp_path):
     ("keys", "reason", "message"),
     [
         ({"forces": {"calculator": "no_such_module.Thing"}}, "invalid_input", "no_such_module"),
-        ({"collective_variables": [], "engine_input": "colvar {\n name d\n nonsense {\n }\n}"}, "invalid_input", "colvar"),
+        (
+            {"collective_variables": [], "engine_input": "colvar {\n name d\n nonsense {\n }\n}"},
+            "invalid_input",
+            "colvar",
+        ),
         (
             {"engine": "plumed", "hills": None, "collective_variables": [], "engine_input": "d: DISTANCE ATOMS=1,2"},
             "engine_missing",
