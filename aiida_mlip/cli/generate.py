@@ -46,9 +46,10 @@ def generate(
     if preview:
         from aiida_mlip.calculations.functions.generate import summary_dict
         from aiida_mlip.kernel.generate import generate as generate_frames
+        from aiida_mlip.protocols.generate import parse_filters
 
         seeds = _seed_frames(structures)
-        frames, table = generate_frames(seeds, steps, seed=seed, keep_seeds=keep_seeds)
+        frames, table = generate_frames(seeds, steps, seed=seed, keep_seeds=keep_seeds, filters=parse_filters(settings))
         n_seeds = len(seeds) if keep_seeds and seeds is not None else 0
         console.print(summary_table(summary_dict(table, n_seeds=n_seeds)))
         if cost_from is not None:

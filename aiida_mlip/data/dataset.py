@@ -68,6 +68,20 @@ class DatasetData(orm.Data):
         return node
 
     @classmethod
+    def from_blocks(cls, blocks: Iterable[Frames], *, settings: dict[str, str] | None = None) -> DatasetData:
+        """Unstored node of frames that come block by block: about one shard and one block are in memory at a time.
+
+        :param blocks: frames, at least one row in all.
+        :param settings: as for :meth:`from_frames`.
+        :raises InvalidInputError: no frames.
+        """
+        node = cls()
+        node._append(_repacked(blocks), settings or {})
+        if len(node) == 0:
+            raise InvalidInputError("an empty dataset: there are no frames")
+        return node
+
+    @classmethod
     def merge(cls, datasets: Sequence[DatasetData]) -> DatasetData:
         """Unstored union of several datasets; whole shards are kept as they are, so they cost no new bytes.
 
@@ -294,6 +308,23 @@ class DatasetData(orm.Data):
 
 def _is_named(column: np.ndarray, names: tuple[str, ...], name: str) -> np.ndarray:
     return column == names.index(name) if name in names else np.zeros(len(column), dtype=bool)
+
+
+def _repacked(blocks: Iterable[Frames]) -> Iterator[Frames]:
+    """The same rows in shards of full size, but for the last."""
+    waiting: list[Frames] = []
+    for block in blocks:
+        waiting.append(block)
+        if sum(len(part) for part in waiting) < ROWS_PER_SHARD:
+            continue
+        whole = concatenate(waiting)
+        full = len(whole) - len(whole) % ROWS_PER_SHARD
+        for start in range(0, full, ROWS_PER_SHARD):
+            yield whole.take(np.arange(start, start + ROWS_PER_SHARD))
+        waiting = [whole.take(np.arange(full, len(whole)))]
+    rest = concatenate(waiting) if waiting else None
+    if rest is not None and len(rest):
+        yield rest
 
 
 def _chunks(n: int) -> Iterator[np.ndarray]:

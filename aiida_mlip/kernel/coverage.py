@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,7 +63,11 @@ class Coverage:
 
 
 def reference_space(
-    blocks: Iterable[Frames], *, n_components: int = 3, width: float = 1.0, cutoff: float = DEFAULT_CUTOFF
+    blocks: Sequence[Frames] | Callable[[], Iterable[Frames]],
+    *,
+    n_components: int = 3,
+    width: float = 1.0,
+    cutoff: float = DEFAULT_CUTOFF,
 ) -> ReferenceSpace:
     """Fit the space of a reference set: per element, whitened principal components on a cubic grid.
 
@@ -71,16 +75,16 @@ def reference_space(
     principal axes; the leading ``n_components``, each divided by its standard deviation, span the grid, whose cells
     have the edge ``width``. Memory does not grow with the number of frames, but with the number of occupied cells.
 
-    :param blocks: frames, in blocks; run through twice.
+    :param blocks: frames in blocks, or a function that starts to read them (they are run through twice).
     :raises InvalidInputError: no frames, or values that are not positive.
     """
     if n_components < 1 or width <= 0 or cutoff <= 0:
         raise InvalidInputError(
             f"n_components, width, cutoff: must be positive, got {n_components}, {width:g}, {cutoff:g}"
         )
-    blocks = list(blocks) if not isinstance(blocks, list) else blocks
+    read = blocks if callable(blocks) else lambda: blocks
     sums: dict[int, tuple[int, np.ndarray, np.ndarray]] = {}
-    for values, numbers in _environments(blocks, cutoff):
+    for values, numbers in _environments(read(), cutoff):
         for z in np.unique(numbers):
             own = values[numbers == z]
             n, total, square = sums.get(int(z), (0, np.zeros(SIZE), np.zeros((SIZE, SIZE))))
@@ -88,7 +92,7 @@ def reference_space(
     if not sums:
         raise InvalidInputError("reference: there are no frames")
     frame = {z: (total / n, _whitening(n, total, square, n_components)) for z, (n, total, square) in sums.items()}
-    cells = _occupied(blocks, frame, width, cutoff)
+    cells = _occupied(read(), frame, width, cutoff)
     return ReferenceSpace(
         width=width,
         cutoff=cutoff,

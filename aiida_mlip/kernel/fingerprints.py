@@ -100,7 +100,8 @@ class DuplicateFinder:
         return first
 
     def _add_one(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> int:
-        value = fingerprint(numbers, positions, cell, pbc, cutoff=self._cutoff)
+        # half the memory; the rounding is a thousandth of the default tolerance
+        value = fingerprint(numbers, positions, cell, pbc, cutoff=self._cutoff).astype(np.float32).astype(float)
         size = len(numbers) if not (self._ignore_size and pbc.any()) else 0
         kind = (tuple(np.unique(numbers).tolist()), int(pbc.sum()), size)
         tolerance = max(self._tolerance, 1e-9)
@@ -112,7 +113,7 @@ class DuplicateFinder:
             for row, other in self._buckets.get((*kind, *(corner + np.array(side) * near)), ()):
                 if np.linalg.norm(value - other) <= tolerance:
                     return row
-        self._buckets[(*kind, *corner)].append((self._rows, value))
+        self._buckets[(*kind, *corner)].append((self._rows, value.astype(np.float32)))
         return self._rows
 
 

@@ -18,6 +18,11 @@
         count: 8
         keep: true               # false: only parents of others
         seed: 0                  # changes the random numbers of this step only
+    filters:                     # what kept frames must pass; a key left out is not looked at
+      min_distance_ang: {Si-Si: 1.8}    # or one number; also where generators have limits of their own
+      volume_ang3_per_atom: [10, 40]
+      max_force_ev_per_ang: 30          # of frames whose forces are known
+      duplicate_tolerance: 0.005        # leave out structures that are there already, in any orientation and cell
 
 Generators that change frames make ``per_parent`` frames of each parent, those that invent them make ``count`` in all.
 """
@@ -32,9 +37,19 @@ from typing import Any, get_type_hints
 from pydantic import create_model
 
 from aiida_mlip.errors import InvalidInputError, ProtocolError
-from aiida_mlip.kernel.generate import SEEDS, Step, check_steps
+from aiida_mlip.kernel.generate import SEEDS, Filters, Step, check_steps
 from aiida_mlip.kernel.generators import GENERATORS
+from aiida_mlip.kernel.sanity import SanityLimits
 from aiida_mlip.protocols.model import SpecModel, check_name, validate_spec
+
+
+class FilterSpec(SpecModel):
+    """Filters of kept frames, see :class:`~aiida_mlip.kernel.generate.Filters`."""
+
+    min_distance_ang: float | dict[str, float] | None = None
+    volume_ang3_per_atom: tuple[float, float] | None = None
+    max_force_ev_per_ang: float | None = None
+    duplicate_tolerance: float | None = None
 
 
 class GenerateSpec(SpecModel):
@@ -42,6 +57,7 @@ class GenerateSpec(SpecModel):
 
     steps: list[dict[str, Any]]
     keep_seeds: bool = False
+    filters: FilterSpec | None = None
 
 
 class StepSpec(SpecModel):
@@ -62,12 +78,33 @@ def parse_generate(data: Any, *, where: str = "spec") -> tuple[tuple[Step, ...],
         that cannot follow one another.
     """
     spec = validate_spec(GenerateSpec, data, where=where)
+    _filters(spec, where=where)
     steps = tuple(_parse_step(step, where=f"{where}.steps[{index}]") for index, step in enumerate(spec.steps))
     try:
         check_steps(steps, n_seeds=1)
     except InvalidInputError as error:
         raise ProtocolError(f"{where}.{error}") from error
     return steps, spec.keep_seeds
+
+
+def parse_filters(data: Any, *, where: str = "spec") -> Filters:
+    """Filters of a specification; those that leave out nothing but identical frames where it has none.
+
+    :raises ProtocolError: unknown key, or a value that is not allowed.
+    """
+    return _filters(validate_spec(GenerateSpec, data, where=where), where=where)
+
+
+def _filters(spec: GenerateSpec, *, where: str) -> Filters:
+    if spec.filters is None:
+        return Filters()
+    values = spec.filters.model_dump()
+    tolerance = values.pop("duplicate_tolerance")
+    try:
+        sanity = SanityLimits(**values) if any(value is not None for value in values.values()) else None
+        return Filters(sanity=sanity, duplicate_tolerance=tolerance)
+    except InvalidInputError as error:
+        raise ProtocolError(f"{where}.filters.{error}") from error
 
 
 def needs_seeds(steps: tuple[Step, ...]) -> bool:

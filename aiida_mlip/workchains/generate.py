@@ -30,6 +30,12 @@ class GenerateWorkChain(WorkChain):
         spec.input("spec", valid_type=orm.Dict, validator=_validate_spec, help="Generator steps: what is made of what.")
         spec.input("seed", valid_type=orm.Int, validator=_validate_seed, help="Seed of all random numbers.")
         spec.input("structures", valid_type=DatasetData, required=False, help="Seed frames.")
+        spec.input(
+            "reference",
+            valid_type=DatasetData,
+            required=False,
+            help="The summary says how much of it the frames reach.",
+        )
         spec.input_namespace(
             "cells", valid_type=orm.StructureData, required=False, dynamic=True, help="Further seeds, by name."
         )
@@ -77,7 +83,7 @@ class GenerateWorkChain(WorkChain):
 
     def run_generate(self) -> None:
         """Make the frames."""
-        inputs = {key: self.inputs[key] for key in ("spec", "seed", "structures") if key in self.inputs}
+        inputs = {key: self.inputs[key] for key in ("spec", "seed", "structures", "reference") if key in self.inputs}
         inputs |= dict(self.inputs.get("cells", {}))
         _, node = generate.run_get_node(**inputs, metadata={"call_link_label": "generate"})
         self.ctx.generate = node.uuid

@@ -184,3 +184,16 @@ def test_filter_takes_rows_by_column():
     assert len(node.filter(fidelity="lda", labelled=True)) == 4
     assert len(node.filter(labelled=False)) == 5
     assert len(node.filter(fidelity="pbe")) == 0
+
+
+@pytest.mark.parametrize("sizes", [[3, 4, 5], [12], [1] * 12, [7, 5], [5, 0, 7]])
+def test_blocks_of_any_size_give_the_same_node(monkeypatch, sizes):
+    monkeypatch.setattr(module, "ROWS_PER_SHARD", 5)
+    frames = random_frames(12, 0)
+    starts = np.cumsum([0, *sizes])
+    blocks = (frames.take(np.arange(start, start + size)) for start, size in zip(starts, sizes, strict=False))
+    node = DatasetData.from_blocks(blocks)
+    assert node.shard_names == DatasetData.from_frames(frames).shard_names
+    assert same(node.frames(), frames)
+    with pytest.raises(InvalidInputError, match="no frames"):
+        DatasetData.from_blocks(iter(()))

@@ -46,6 +46,30 @@ def test_generates_with_lineage_and_provenance(silicon):
     assert outputs["summary"].creator == calculation
 
 
+def test_filters_and_coverage_of_a_reference(silicon):
+    steps = [
+        {"generator": "vacancy", "per_parent": 4, "min_image_distance_ang": 7.0, "name": "holes"},
+        {"generator": "rattle", "per_parent": 6, "amplitude_ang": 0.1},
+    ]
+    reference = DatasetData.from_frames(from_ase([bulk("Si", cubic=True), bulk("Si", cubic=True, a=5.6)])).store()
+    given = inputs(silicon, steps, keep_seeds=True, filters={"duplicate_tolerance": 0.005})
+    outputs, node = run_get_node(GenerateWorkChain, **given, reference=reference)
+    assert node.is_finished_ok, node.exit_message
+    summary = outputs["summary"].get_dict()
+    holes, rattled = summary["steps"]
+    assert (holes["frames"], rattled["frames"]) == (1, 6)  # all vacancies of diamond are one structure
+    assert holes["duplicates"] + holes["dropped"].get("duplicate", 0) == 3
+    assert len(outputs["dataset"]) == summary["n_frames"] == 8
+    # the seed is one of the reference's two environments; the other lattice constant is not reached
+    assert summary["coverage"]["fraction"] == 0.5
+    assert summary["coverage"]["novel"] > 0
+    outputs, node = run_get_node(
+        GenerateWorkChain, **inputs(silicon, steps, filters={"volume_ang3_per_atom": [1.0, 2.0]})
+    )
+    assert node.exit_status == 300
+    assert "nothing is kept" in node.exit_message
+
+
 def test_same_inputs_same_frames_other_seed_other_frames(silicon):
     first, _ = run_get_node(GenerateWorkChain, **inputs(silicon))
     again, _ = run_get_node(GenerateWorkChain, **inputs(silicon))
