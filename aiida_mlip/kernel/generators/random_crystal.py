@@ -53,7 +53,7 @@ class RandomCrystal:
     max_attempts: int = 200
 
     def __post_init__(self) -> None:
-        """Check the values; whether groups can hold the composition is checked when pyxtal is loaded."""
+        """Check the values, and that the space groups asked for can hold the composition (this loads pyxtal)."""
         at_least(self.count, 1, "count")
         at_least(self.max_attempts, 1, "max_attempts")
         for units in self.units:
@@ -66,6 +66,9 @@ class RandomCrystal:
         pair_limits(self.min_distance_ang)
         for text in self.formulas:
             check_packing(text, self.volume_ang3_per_atom, self.min_distance_ang)
+            if self.groups is not None:
+                for units in self.units:
+                    compatible_groups(text, units, self)
 
     @property
     def formulas(self) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def test_group_choice_is_complete():
 
 def test_bad_input():
     with pytest.raises(InvalidInputError, match=r"space_groups: \[230\] cannot hold 3 O, 1 Ti, 1 Sr \(1 x SrTiO3\)"):
-        make(RandomCrystal("SrTiO3", formula_units=1, space_groups=230))
+        RandomCrystal("SrTiO3", formula_units=1, space_groups=230)
     with pytest.raises(InvalidInputError, match="denser than the densest packing"):
         RandomCrystal("Si", volume_ang3_per_atom=(10.0, 12.0), min_distance_ang=2.9)
     with pytest.raises(InvalidInputError, match="min_distance_ang: no crystal of"):
