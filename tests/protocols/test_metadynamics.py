@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
+import yaml
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError, ProtocolError
 from aiida_mlip.io.colvars import colvars_input, read_pmf, without_values
@@ -74,3 +78,11 @@ def test_state_without_values_keeps_the_bias():
     state = "configuration {\n step 3\n}\n\ncolvar {\n  name d\n  x 1.0\n}\n\nmetadynamics {\n  grid {\n 1\n }\n}\n"
     assert without_values(state) == "configuration {\n step 3\n}\n\n\nmetadynamics {\n  grid {\n 1\n }\n}\n"
     assert without_values(without_values(state)) == without_values(state)
+
+
+def test_examples_of_the_documentation_are_valid():
+    text = (Path(__file__).parents[2] / "docs" / "metadynamics.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    for block in blocks:
+        resolved_spec(yaml.safe_load(block))

@@ -25,6 +25,7 @@ from aiida_mlip.kernel.metadynamics.descriptor import EnvironmentDescriptor
 from aiida_mlip.kernel.metadynamics.environment_bias import descriptors
 from aiida_mlip.kernel.metadynamics.whitening import explored_volume, fit_whitening
 from aiida_mlip.workers.metadynamics import main
+from aiida_mlip.workers.metadynamics_engines import EngineMissingError, check_plumed
 
 TESTS = Path(__file__).parents[1]
 EMT_FORCES = {"calculator": "ase.calculators.emt.EMT"}
@@ -319,6 +320,47 @@ def test_refusals(tmp_path, monkeypatch, keys, reason, message):
     found = report(run)
     assert (found.status, found.reason) == ("refused", reason)
     assert message in found.message
+
+
+def test_checkpoint_of_another_run(tmp_path):
+    run = prepare(tmp_path, [molecule()], **colvars())
+    np.savez(run / "checkpoint.npz", trajectory=5, step=1, positions=np.zeros((2, 3)), momenta=np.zeros((2, 3)))
+    assert main([str(run)]) == 2
+    assert "checkpoint: not one of this run" in report(run).message
+    (run / "checkpoint.npz").write_bytes(b"nonsense")
+    assert main([str(run)]) == 2
+    assert report(run).reason == "invalid_input"
+
+
+def test_bias_of_another_engine(tmp_path):
+    run = prepare(tmp_path, [molecule()], **environment(forces=WELL, walls={"min_distance_ang": 1.0}))
+    (run / "bias").mkdir()
+    (run / "bias" / "hills.npz").write_bytes(b"nonsense")
+    assert main([str(run)]) == 2
+    assert "bias: hills.npz" in report(run).message
+
+
+def test_plumed(tmp_path):
+    """Where PLUMED has a kernel (PLUMED_KERNEL); elsewhere test_refusals shows what is said."""
+    try:
+        check_plumed()
+    except EngineMissingError as error:
+        pytest.skip(str(error))
+    own = """
+    UNITS LENGTH=A TIME=ps ENERGY=eV
+    d: DISTANCE ATOMS=1,2
+    metad: METAD ARG=d PACE=50 HEIGHT=0.006 SIGMA=0.1 FILE=HILLS
+    PRINT ARG=d,metad.bias FILE=COLVAR STRIDE=100
+    """
+    keys = {"engine": "plumed", "forces": WELL, "walls": {"min_distance_ang": 1.0}, "replicas": 2}
+    run = prepare(tmp_path, [molecule()], engine_input=own, n_steps=500, record_every=100, **keys)
+    assert main([str(run)]) == 0
+    rows = np.loadtxt(run / "bias" / "COLVAR")
+    with np.load(run / "series.npz") as series:
+        np.testing.assert_allclose(series["bias_energy_ev"][-5:], rows[-5:, 2], atol=1e-5)
+        np.testing.assert_allclose(series["smallest_distance_ang"][-5:], rows[-5:, 1], atol=1e-5)
+    hills = np.loadtxt(run / "bias" / "HILLS")
+    assert len(hills) >= 20  # those of the first trajectory are still there
 
 
 def test_unreadable_request(tmp_path):
