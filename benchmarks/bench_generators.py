@@ -6,10 +6,10 @@ Run: ``python benchmarks/bench_generators.py [--frames 100000]`` (one core; prin
 from __future__ import annotations
 
 import argparse
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import spglib
@@ -173,15 +173,20 @@ def _measure(total: int) -> tuple[tuple[int, int], float, float, float]:
         Step("strain", "strain", Strain(cells, 0.05), keep=False),
         Step("rattle", "rattle", Rattle(40), parents=("strain",)),
     ]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _memory_mb("VmRSS")
     start, size, kept = time.process_time(), 0.0, 0
     run = Generation(silicon, steps, seed=0)
     for block in run:
         size += sum(value.nbytes for value in vars(block).values() if isinstance(value, np.ndarray)) / 1e6
         kept += len(block)
     made = sum(step.made for step in run.table)
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
-    return (made, kept), size, time.process_time() - start, peak
+    return (made, kept), size, time.process_time() - start, _memory_mb("VmHWM") - before
+
+
+def _memory_mb(field: str) -> float:
+    """Current (VmRSS) or largest (VmHWM) memory of this process; ``ru_maxrss`` would carry over that of its parent."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return float(next(line.split()[1] for line in status.splitlines() if line.startswith(field))) / 1e3
 
 
 def _rng(seed: int) -> np.random.Generator:
