@@ -175,7 +175,8 @@ class MetadynamicsSpec(Settings):
     :param replicas: trajectories per structure.
     :param seed: of all random numbers.
     :param fixed_atoms: atoms (from 0) that do not move, in every structure.
-    :param hills: the bias; for ``environment`` and for ``colvars`` with ``collective_variables``.
+    :param hills: the bias; for ``environment`` and for ``colvars`` with ``collective_variables`` (an input of one's own
+        states its hills itself).
     :param walls: what keeps the dynamics sane.
     :param environment: for the engine ``environment``.
     :param collective_variables: for the engine ``colvars``, when no input of one's own is given.

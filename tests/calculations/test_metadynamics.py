@@ -100,32 +100,41 @@ def test_colvars_job(inputs):
 
 @pytest.mark.filterwarnings("ignore")  # torch and e3nn about themselves
 @pytest.mark.nequip
-def test_environment_job_driven_by_a_potential(inputs, toy_package, localhost):
+def test_environment_job_driven_by_a_potential(inputs, toy_package):
     silicon = bulk("Si", cubic=True)
     silicon.rattle(0.03, seed=1)
     del inputs["metadata"]
     inputs["structures"] = DatasetData.from_frames(from_ase([silicon]))
-    inputs["potential"] = PotentialData.import_package(toy_package, fidelities=["lj"])
-    walls = {"min_distance_ang": 0.8, "max_temperature_k": 20000}
     rattled = [silicon.copy() for _ in range(4)]
     for seed, atoms in enumerate(rattled):
         atoms.rattle(0.05, seed=seed)
     inputs["reference"] = DatasetData.from_frames(from_ase(rattled))
+    walls = {"min_distance_ang": 0.8, "max_temperature_k": 20000}
+    inputs["spec"] = orm.Dict(environment(forces=None, walls=walls))
+    # so large that only the shifted energies of this potential can be what comes out
+    inputs["potential"] = PotentialData.import_package(
+        toy_package, fidelities=["lj"], energy_shifts={"lj": {"Si": 1e6, "C": 0.0}}
+    )
+    results, node = run(inputs)
+    assert node.is_finished_ok, node.exit_message
+    assert len(results["dataset"]) == 3
+    np.testing.assert_allclose(results["series"].get_array("potential_energy_ev"), 8e6, atol=1e3)
+    # whitened on the given frames: no unbiased dynamics at the start
+    assert "unbiased" not in node.outputs.retrieved.get_object_content("aiida-mlip-metadynamics.out")
+
+
+def test_environment_bias_goes_on(inputs):
+    copper = bulk("Cu", cubic=True)
+    copper.rattle(0.05, seed=1)
+    inputs["structures"] = DatasetData.from_frames(from_ase([copper]))
+    emt = {"calculator": "ase.calculators.emt.EMT"}
     # hills so low that both runs take the same path
-    inputs["spec"] = orm.Dict(environment(forces=None, walls=walls, hills={"height_ev": 1e-10, "every": 20}))
+    inputs["spec"] = orm.Dict(environment(forces=emt, hills={"height_ev": 1e-10, "every": 20}))
     first, node = run(inputs)
     assert node.is_finished_ok, node.exit_message
-    assert len(first["dataset"]) == 3
-    # the bias goes on, and the energies are those of the potential
-    inputs["bias"] = first["bias"]
-    inputs["potential"] = PotentialData.import_package(
-        toy_package, fidelities=["lj"], energy_shifts={"lj": {"Si": 10.0, "C": 0.0}}
-    )
-    second, node = run(inputs)
+    second, node = run(inputs | {"bias": first["bias"]})
     assert node.is_finished_ok, node.exit_message
     assert hill_heights(second["bias"]) == pytest.approx(2 * hill_heights(first["bias"]), rel=1e-6)
-    energies = [results["series"].get_array("potential_energy_ev") for results in (first, second)]
-    np.testing.assert_allclose(energies[1] - energies[0], 80.0, atol=1e-5)
 
 
 def hill_heights(bias: orm.FolderData) -> float:
@@ -133,7 +142,7 @@ def hill_heights(bias: orm.FolderData) -> float:
         return float(sum(arrays[name].sum() for name in arrays.files if name.startswith("heights")))
 
 
-def test_walltime_leaves_a_checkpoint_and_goes_on(inputs):
+def test_walltime_leaves_a_checkpoint(inputs):
     slow = {"calculator": "double_well.DoubleWell", "arguments": {"delay_s": 0.05}}
     inputs["spec"] = orm.Dict(colvars(forces=slow, n_steps=60))
     inputs["metadata"]["options"]["max_wallclock_seconds"] = 1
@@ -142,12 +151,7 @@ def test_walltime_leaves_a_checkpoint_and_goes_on(inputs):
     assert not node.base.caching.is_valid_cache
     done = len(results["dataset"])
     assert 1 <= done < 6
-    inputs["metadata"]["options"]["max_wallclock_seconds"] = 600
-    rest, node = run({**inputs, "bias": results["bias"], "checkpoint": results["checkpoint"]})
-    assert node.is_finished_ok, node.exit_message
-    assert len(rest["dataset"]) == 6 - done
-    steps = np.concatenate([results["series"].get_array("step"), rest["series"].get_array("step")])
-    np.testing.assert_array_equal(steps, [20, 40, 60] * 2)
+    assert {"bias", "checkpoint", "series", "trajectory_summary"} <= set(results)
 
 
 def test_wall_is_reported(inputs):

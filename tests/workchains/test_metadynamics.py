@@ -67,7 +67,7 @@ def test_one_job(builder):
 
 
 def test_goes_on_after_walltime(builder):
-    results, node = run_get_node(builder(options={"max_wallclock_seconds": 1}, forces=slow(0.02)))
+    results, node = run_get_node(builder(options={"max_wallclock_seconds": 1}, forces=slow(0.015)))
     assert node.is_finished_ok, node.exit_message
     labels = [link.link_label for link in node.base.links.get_outgoing(link_type=_calls()).all()]
     assert len(labels) >= 3
