@@ -22,9 +22,13 @@ FIDELITIES = {
     "lda": {
         "engine": "qe",
         "pseudo_family": "debian-lda",
-        "ecutwfc_ry": 12.0,
+        "ecutwfc_ry": 20.0,
         "kpoints_distance_inv_ang": 0.6,
-        "occupations": "fixed",  # silicon is an insulator
+        # perfect silicon is an insulator, but strong rattling closes its gap: fixed occupations would not converge
+        "occupations": "smearing",
+        "smearing": "gaussian",
+        "degauss_ry": 0.01,
+        "mixing_beta": 0.7,
     }
 }
 GENERATE = {
