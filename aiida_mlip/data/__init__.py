@@ -1,1 +1,1 @@
-"""AiiDA data types (:class:`~aiida_mlip.data.dataset.DatasetData`, :class:`~aiida_mlip.data.potential.PotentialData`)."""
+"""AiiDA data types, DatasetData and PotentialData, and what is read off the provenance graph."""
