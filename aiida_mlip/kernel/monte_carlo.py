@@ -205,17 +205,41 @@ def _hybrid_move(
     masses = AMU_ANG2_PER_FS2 * atomic_masses[numbers][:, None]  # velocities in Å/fs
     velocities = rng.normal(size=positions.shape) * np.sqrt(BOLTZMANN * temperature / masses)
     before = value + 0.5 * float((masses * velocities**2).sum())
-    trial, (new, forces) = positions.copy(), energy_and_forces(numbers, positions)
-    for _ in range(md_steps):
-        velocities += 0.5 * timestep * forces / masses
-        trial += timestep * velocities
-        new, forces = energy_and_forces(numbers, trial)
-        velocities += 0.5 * timestep * forces / masses
+    trial, velocities, new = velocity_verlet(
+        numbers, positions, velocities, energy_and_forces, n_steps=md_steps, timestep_fs=timestep
+    )
     after = new + 0.5 * float((masses * velocities**2).sum())
     # a trajectory that ran away has an energy that is not finite: rejected
     if np.isfinite(after) and rng.random() < acceptance(after - before, temperature):
         return trial, float(new), True
     return positions, value, False
+
+
+def velocity_verlet(
+    numbers: UInt8[np.ndarray, "a"],
+    positions: Float[np.ndarray, "a 3"],
+    velocities: Float[np.ndarray, "a 3"],
+    energy_and_forces: EnergyAndForces,
+    *,
+    n_steps: int,
+    timestep_fs: float,
+) -> tuple[Float[np.ndarray, "a 3"], Float[np.ndarray, "a 3"], float]:
+    """Newton's equations by velocity Verlet: reversible and volume preserving, as hybrid moves need it.
+
+    :param positions: (a, 3) Å.
+    :param velocities: (a, 3) Å/fs.
+    :param timestep_fs: fs.
+    :returns: positions (Å), velocities (Å/fs) and potential energy (eV) after ``n_steps``.
+    """
+    masses = AMU_ANG2_PER_FS2 * atomic_masses[numbers][:, None]
+    where, speed = positions.copy(), velocities.copy()
+    value, forces = energy_and_forces(numbers, where)
+    for _ in range(n_steps):
+        speed += 0.5 * timestep_fs * forces / masses
+        where += timestep_fs * speed
+        value, forces = energy_and_forces(numbers, where)
+        speed += 0.5 * timestep_fs * forces / masses
+    return where, speed, float(value)
 
 
 def _check_temperature(temperature: float) -> None:

@@ -7,7 +7,13 @@ import pytest
 from scipy.stats import chi2
 
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.kernel.monte_carlo import acceptance, hybrid_monte_carlo, propose_swap, swap_monte_carlo
+from aiida_mlip.kernel.monte_carlo import (
+    acceptance,
+    hybrid_monte_carlo,
+    propose_swap,
+    swap_monte_carlo,
+    velocity_verlet,
+)
 from aiida_mlip.kernel.units import BOLTZMANN
 
 TEMPERATURE = 600.0
@@ -128,6 +134,21 @@ class TestHybrid:
         assert arrangement.mean() == pytest.approx(EXACT @ ENERGIES, abs=0.05 * ENERGIES.std())
         assert 0.5 < run.accepted_moves < 0.999
         assert 0.05 < run.accepted_swaps < 1.0
+
+    def test_integrator_is_reversible_and_of_second_order(self):
+        rng = np.random.default_rng(0)
+        positions, velocities = rng.normal(scale=0.1, size=(6, 3)), rng.normal(scale=0.01, size=(6, 3))
+
+        def run(steps: int, timestep: float, where=positions, speed=velocities):
+            return velocity_verlet(START, where, speed, self.springs, n_steps=steps, timestep_fs=timestep)
+
+        there = run(50, 4.0)
+        back = run(50, 4.0, there[0], -there[1])
+        np.testing.assert_allclose(back[0], positions, atol=1e-12)
+        np.testing.assert_allclose(-back[1], velocities, atol=1e-12)
+        exact = run(3200, 0.0625)[0]
+        coarse, fine = (np.abs(run(n, 200 / n)[0] - exact).max() for n in (50, 100))
+        assert coarse / fine == pytest.approx(4.0, rel=0.1)
 
     def test_runaway_trajectories_are_rejected(self):
         run = hybrid_monte_carlo(

@@ -46,6 +46,11 @@ class TestCounts:
         assert sum(counts.values()) == n_sites
         assert all(abs(counts[name] - share * n_sites) < 1 for name, share in shares.items())
         assert min(counts.values()) >= 1
+        # largest remainders: what is rounded up had no smaller a remainder than what is rounded down
+        exact = {name: share * n_sites for name, share in shares.items()}
+        up = [exact[name] % 1 for name in shares if counts[name] > exact[name] + 1e-9]
+        down = [exact[name] % 1 for name in shares if counts[name] < exact[name] - 1e-9]
+        assert not up or not down or min(up) >= max(down) - 1e-9
 
     @given(st.integers(2, 4), st.integers(1, 7))
     @settings(max_examples=20, deadline=None)

@@ -113,6 +113,7 @@ class TestInterstitial:
         atoms = bulk("SiC", "zincblende", a=4.36) * (1, 1, 2)
         atoms.positions += rng.normal(scale=0.1, size=atoms.positions.shape)
         images = (atoms * (7, 7, 5)).positions - atoms.cell.array.T @ [3, 3, 2]
+        atoms.positions[0] += 2 * atoms.cell[1] - 3 * atoms.cell[2]  # the same atom, far outside the cell
         holes = voronoi_holes(part_of(from_ase([atoms]), 0))
         # fold the holes near the middle of the images
         scaled = holes @ np.linalg.inv(atoms.cell.array) % 1.0
