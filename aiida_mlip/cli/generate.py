@@ -82,12 +82,18 @@ def summary_table(summary: dict[str, Any], *, caption: str | None = None) -> Tab
             title,
             ", ".join(step["parents"]) or "nothing",
             str(step["frames"]),
-            str(step["made"] - step["frames"]),
+            _left_out(step),
             _span(step["natoms"], "d"),
             _span(volume, ".2f") if volume else "",
             f"{distance:.3f}" if distance is not None else "> 6",
         )
     return table
+
+
+def _left_out(step: dict[str, Any]) -> str:
+    """Frames that are not in the result, and which filter dropped how many of them."""
+    reasons = ", ".join(f"{n} {reason}" for reason, n in step.get("dropped", {}).items())
+    return f"{step['made'] - step['frames']}" + (f" ({reasons})" if reasons else "")
 
 
 def _span(window: list[float], form: str) -> str:
@@ -116,10 +122,14 @@ def _settings(path: Path | None, protocol: str | None) -> dict[str, Any]:
 def _seed_frames(structures: tuple[str, ...]) -> Any:  # Any: Frames or None; kernel types are imported on use
     from aiida import orm
 
+    from aiida_mlip.io.readers import join, read_path
     from aiida_mlip.kernel.frames import concatenate, from_ase
 
     parts = []
     for name in structures:
+        if Path(name).exists():  # no profile is needed to look at what a file would give
+            parts.append(join(read_path(name, fidelity=None)))
+            continue
         node = _seed_node(name)
         parts.append(from_ase([node.get_ase()]) if isinstance(node, orm.StructureData) else node.frames())
     return concatenate(parts) if parts else None

@@ -203,6 +203,17 @@ steps:
 """
 
 
+def test_preview_says_what_filters_leave_out(tmp_path):
+    bulk("Si", cubic=True).write(tmp_path / "si.cif")
+    (tmp_path / "spec.yaml").write_text(
+        "steps:\n  - {generator: vacancy, per_parent: 3, min_image_distance_ang: 7}\n"
+        "filters: {duplicate_tolerance: 0.005, volume_ang3_per_atom: [5, 50]}\n"
+    )
+    preview = invoke("generate", tmp_path / "si.cif", "--spec", tmp_path / "spec.yaml", "--preview")
+    assert "1 frames" in preview
+    assert "duplicate" in preview
+
+
 def test_generate_previews_then_runs(tmp_path):
     ase.io.write(tmp_path / "si.cif", bulk("Si", cubic=True))
     (tmp_path / "spec.yaml").write_text(SPEC)
