@@ -29,8 +29,9 @@ demo: env-demo
 	    --pseudos $(PSEUDOS) --select Si.pz-vbc.UPF --family debian-lda
 	@AIIDA_PATH=$(DEMO)/aiida verdi -p demo run examples/silicon.py
 
+# two processes, each with an AiiDA profile of its own
 test: env
-	pytest
+	pytest -n 2 --dist worksteal
 
 check: $(VENV)/.complete
 	@status=0; \

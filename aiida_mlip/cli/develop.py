@@ -91,5 +91,13 @@ def _code(name: str, label: str) -> orm.AbstractCode:
     try:
         return orm.load_code(label)
     except (NotExistent, MultipleObjectsError, ValueError) as error:
-        known = sorted(code.full_label for code in orm.QueryBuilder().append(orm.AbstractCode).all(flat=True))
+        known = _known_codes()
         raise InvalidInputError(f"codes.{name}: no code {label!r} in this profile; there are {known}") from error
+
+
+def _known_codes() -> list[str]:
+    from aiida import orm
+
+    query = orm.QueryBuilder().append(orm.Computer, tag="computer", project="label")
+    query.append(orm.AbstractCode, with_computer="computer", project="label")
+    return sorted({f"{code}@{computer}" for computer, code in query.all()})

@@ -27,6 +27,8 @@ from aiida_mlip.data.extras import EXPECTED_CALLS
 _TERMINATED = ("finished", "excepted", "killed")
 _REFRESH_SECONDS = 1.0
 _LINE_SECONDS = 15.0
+#: Names that AiiDA gives its log handlers that write to the terminal.
+_TERMINAL_HANDLERS = ("cli", "console")
 
 
 @dataclass(frozen=True)
@@ -311,9 +313,7 @@ def _display(console: Console) -> Iterator[Any]:  # Any: a callable with a keywo
 @contextmanager
 def _quiet_reports() -> Iterator[None]:
     """Keep AiiDA's report lines out of the live table; they stay in the node's log (`verdi process report`)."""
-    handlers = [
-        handler for handler in logging.getLogger("aiida").handlers if isinstance(handler, logging.StreamHandler)
-    ]
+    handlers = [item for item in logging.getLogger("aiida").handlers if item.get_name() in _TERMINAL_HANDLERS]
     levels = [handler.level for handler in handlers]
     for handler in handlers:
         handler.setLevel(logging.WARNING)

@@ -14,7 +14,9 @@ PARTS = {"train": "training", "val": "validation", "test": "held out", "external
 
 def print_results(node: orm.ProcessNode, *, console: Console | None = None) -> None:
     """Print what a ``develop`` or ``train`` workchain reached, complete or not."""
-    console = console or Console(highlight=False)
+    if console is None:
+        console = Console(highlight=False)
+        console = console if console.is_terminal else Console(highlight=False, width=120)  # a log file does not wrap
     outputs = node.outputs
     if "label_summary" in outputs:
         _print_labels(outputs.label_summary, console)

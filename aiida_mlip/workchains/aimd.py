@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from aiida import orm
 from aiida.common.links import LinkType
-from aiida.engine import ExitCode, ProcessState, WorkChain, while_
+from aiida.engine import ExitCode, while_
 from aiida.plugins import WorkflowFactory
 
 from aiida_mlip.calculations.functions.aimd import (
@@ -25,6 +25,7 @@ from aiida_mlip.kernel.geometry_checks import check_geometries
 from aiida_mlip.protocols.aimd import parse_aimd
 from aiida_mlip.protocols.fidelity import QeFidelity, parse_fidelities
 from aiida_mlip.protocols.model import merged_protocol
+from aiida_mlip.workchains.early_resume import EarlyResumeWorkChain
 from aiida_mlip.workchains.label_inputs import check_options, check_pseudos, family_of, job_options, resolved_fidelities
 
 PwBaseWorkChain = WorkflowFactory("quantumespresso.pw.base")
@@ -33,7 +34,7 @@ DEFAULT_MAX_CONCURRENT: Final[int] = 50
 MAX_STUCK: Final[int] = 2
 
 
-class AimdWorkChain(WorkChain):
+class AimdWorkChain(EarlyResumeWorkChain):
     """Molecular dynamics with pw.x: one run per seed frame, volume, strain, temperature and replica.
 
     Entry point ``aiida_mlip.aimd``. A run that breaks off (walltime, crash, an scf that does not converge) goes on from
@@ -341,18 +342,9 @@ class AimdWorkChain(WorkChain):
         )
         run["ended"], run["result"] = True, node.uuid
 
-    def _on_awaitable_finished(self, awaitable: Any) -> None:
-        """Go on as soon as one run has ended, while others still run.
-
-        AiiDA resumes a workchain when *all* children of a step have ended; a run that broke off, or that waits, would
-        stand still behind the longest one. :meth:`run_dynamics` awaits the others again, so that a child may be
-        announced twice: the second is ignored.
-        """
-        if awaitable not in self._awaitables:
-            return
-        super()._on_awaitable_finished(awaitable)
-        if self.state == ProcessState.WAITING and self._awaitables:
-            self.resume()
+    def has_reason_to_go_on(self, n_running: int) -> bool:  # noqa: ARG002 - however many still run
+        """Go on after each run: one that broke off, or that waits, must not stand still behind the longest."""
+        return True
 
 
 def _retrieved(node: orm.ProcessNode) -> orm.FolderData | None:

@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 
 from aiida import orm
 from aiida.common.links import LinkType
-from aiida.engine import ExitCode, ProcessBuilder, ProcessState, WorkChain, while_
+from aiida.engine import ExitCode, ProcessBuilder, while_
 from aiida.engine.processes.workchains.workchain import WorkChainSpec
 from aiida.plugins import WorkflowFactory
 
@@ -23,6 +23,7 @@ from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.geometry_checks import check_geometries
 from aiida_mlip.kernel.kpoints import mesh_from_distance
 from aiida_mlip.protocols.fidelity import QeFidelity, parse_fidelities
+from aiida_mlip.workchains.early_resume import EarlyResumeWorkChain
 from aiida_mlip.workchains.label_inputs import (
     DEFAULT_MAX_CONCURRENT,
     DEFAULT_MAX_FAILED_FRACTION,
@@ -39,7 +40,7 @@ PwBaseWorkChain = WorkflowFactory("quantumespresso.pw.base")
 PW_BASE: Final[str] = "aiida.workflows:quantumespresso.pw.base"
 
 
-class LabelWorkChain(WorkChain):
+class LabelWorkChain(EarlyResumeWorkChain):
     """Label the frames of a dataset at one or more levels of theory.
 
     Nothing that has a label with the same settings is computed again; a frame that fails stays in the result with the
@@ -390,19 +391,9 @@ class LabelWorkChain(WorkChain):
         )
         entry["result"] = made.pk
 
-    def _on_awaitable_finished(self, awaitable: Any) -> None:
-        """Refill while others still run: go on as soon as half of the places are free and something waits.
-
-        AiiDA resumes a workchain when *all* children of a step have ended; a slow frame would leave the machine idle.
-        :meth:`run_labels` awaits the running ones again, so that a child is announced twice: the first awaitable, no
-        longer ours, equals the second until it is resolved, and is told from it by identity.
-        """
-        if not any(awaitable is own for own in self._awaitables):
-            return
-        super()._on_awaitable_finished(awaitable)
-        waiting = self.state == ProcessState.WAITING and self._awaitables
-        if waiting and self.ctx.queue and not self.ctx.stopped and 2 * len(self._awaitables) <= self.ctx.max_concurrent:
-            self.resume()
+    def has_reason_to_go_on(self, n_running: int) -> bool:
+        """Refill when half of the places are free and something waits."""
+        return bool(self.ctx.queue) and not self.ctx.stopped and 2 * n_running <= self.ctx.max_concurrent
 
 
 def _left_by(node: orm.ProcessNode) -> dict[str, orm.Data]:
