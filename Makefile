@@ -5,7 +5,7 @@
 #   make test     the test suite, real pw.x, nequip-train and daemon included
 #   make check    lint, format, types, layers, dependencies, spelling: what CI runs
 #   make env      only the environment
-#   make bench    the benchmarks, results into docs/benchmarks.md
+#   make bench    the benchmarks: prints the tables of docs/benchmarks.md (half an hour; use a quiet machine)
 #   make clean    removes .venv, .demo and the caches
 #
 # Variables: PYTHON (an interpreter >= 3.11), VENV.
@@ -62,7 +62,11 @@ $(VENV)/.complete: $(VENV)/.runs
 	@touch $@
 
 bench: env
-	pytest benchmarks --benchmark-enable --benchmark-only
+	python benchmarks/bench_dataset.py
+	python benchmarks/bench_label_overhead.py 50
+	python benchmarks/bench_training_overhead.py
+	python benchmarks/bench_generators.py
+	pytest -q -s --benchmark-enable benchmarks/bench_metadynamics.py
 
 clean:
 	@if [ -d $(DEMO)/aiida/.aiida ] && [ -x $(BIN)/verdi ]; then AIIDA_PATH=$(DEMO)/aiida verdi -p demo daemon stop || true; fi
