@@ -7,6 +7,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from aiida_mlip.io.import_path import CalculatorPath
+
 REQUEST_FILE: Final[str] = "input.json"
 FRAMES_FILE: Final[str] = "structures.npz"
 REFERENCE_FILE: Final[str] = "reference.npz"
@@ -42,15 +44,8 @@ class Forces(Settings):
     :param arguments: its keyword arguments.
     """
 
-    calculator: str
+    calculator: CalculatorPath
     arguments: dict[str, Any] = Field(default_factory=dict)
-
-    @field_validator("calculator")
-    @classmethod
-    def _check_calculator(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
-            raise ValueError("must be a dotted import path such as ase.calculators.emt.EMT")
-        return value
 
 
 class Hills(Settings):

@@ -26,6 +26,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias
 from pydantic import Field, field_validator, model_validator
 
 from aiida_mlip.errors import ProtocolError
+from aiida_mlip.io.import_path import CalculatorPath
 from aiida_mlip.protocols.model import DEFAULT_PROTOCOL, SpecModel, check_name, merged_protocol, validate_spec
 
 Label: TypeAlias = Literal["energy", "forces", "stress"]
@@ -201,7 +202,7 @@ class AseFidelity(SpecModel):
     """
 
     engine: Literal["ase"] = "ase"
-    calculator: str
+    calculator: CalculatorPath
     arguments: dict[str, Any] = Field(default_factory=dict)
     batch_size: Annotated[int, Field(ge=1)] = 2000
     labels: tuple[Label, ...] = ALL_LABELS
@@ -210,13 +211,6 @@ class AseFidelity(SpecModel):
     @classmethod
     def _check_labels(cls, value: tuple[Label, ...]) -> tuple[Label, ...]:
         return _ordered_labels(value)
-
-    @field_validator("calculator")
-    @classmethod
-    def _check_calculator(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", value):
-            raise ValueError("must be a dotted import path such as ase.calculators.emt.EMT")
-        return value
 
 
 Fidelity: TypeAlias = QeFidelity | AseFidelity
