@@ -38,10 +38,8 @@ print(submit(chain, x=orm.Int(1), y=orm.Int(2), z=orm.Int(3), code=bash).pk)
 @pytest.mark.slow
 @pytest.mark.qe
 def test_a_healthy_installation_has_nothing_to_fix(machine):
-    start = time.monotonic()
     code, found = machine.doctor()
     assert code == 0, found
-    assert time.monotonic() - start < 30  # 6 s on a quiet machine
     assert found["database"][0]["message"] == "SQLite, WAL journal"
     assert "runs on 2 ranks with /usr/bin/mpirun.openmpi" in found["pw.x pw@localhost"][0]["message"]
     assert "Si" in found["pseudo family"][0]["message"]
