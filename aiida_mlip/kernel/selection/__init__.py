@@ -1,0 +1,1 @@
+"""Choosing what to label next: environments out of pools of up to 1e7, in bounded memory."""
