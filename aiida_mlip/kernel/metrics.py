@@ -28,16 +28,22 @@ class Predictions:
     :param forces: (a, 3) eV/Å.
     :param stress: (n, 3, 3) eV/Å³, tension positive; NaN where not periodic in three directions.
     :param failure: (n,) :class:`~aiida_mlip.kernel.frames.Failure` of the prediction.
+    :param features: (a, d) per-atom features after the potential's last layer, where asked for; NaN in failed frames.
     """
 
     energy: Float64[np.ndarray, " n"]
     forces: Float64[np.ndarray, "a 3"]
     stress: Float64[np.ndarray, "n 3 3"]
     failure: UInt8[np.ndarray, " n"]
+    features: Float64[np.ndarray, "a d"] | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes against one another."""
         n = len(self.energy)
+        if self.features is not None and (self.features.ndim != 2 or len(self.features) != len(self.forces)):
+            raise InvalidInputError(
+                f"predicted features have shape {self.features.shape}, expected ({len(self.forces)}, d)"
+            )
         expected = {"energy": (n,), "forces": (len(self.forces), 3), "stress": (n, 3, 3), "failure": (n,)}
         for name, shape in expected.items():
             if getattr(self, name).shape != shape:

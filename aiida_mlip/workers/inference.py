@@ -43,6 +43,7 @@ def predict(
     *,
     fidelity: np.ndarray | None = None,
     atoms_per_batch: int = 1024,
+    features: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> Predictions:
     """Energies, forces and stresses of frames.
@@ -53,22 +54,27 @@ def predict(
     :param frames: n frames.
     :param fidelity: (n,) index of the level of theory to predict, for a model of several.
     :param atoms_per_batch: atoms evaluated at once; a larger frame is a batch of its own.
+    :param features: return the per-atom features after the last layer too, from the same calls.
     :param progress: called with the number of frames done.
-    :returns: eV, eV/Å, eV/Å³ (tension positive); float64.
-    :raises InvalidInputError: the batch size is not positive.
+    :returns: eV, eV/Å, eV/Å³ (tension positive), features (a, d) where asked for; float64. A model without derivatives
+        gives NaN for forces and stress.
+    :raises InvalidInputError: the batch size is not positive, or the model was loaded without features.
     :raises SpeciesError: an element that the model does not cover.
     """
     if atoms_per_batch < 1:
         raise InvalidInputError(f"atoms_per_batch must be at least 1, got {atoms_per_batch}")
+    if features and model.feature_field is None:
+        raise InvalidInputError("this model gives no features: load it with features=True")
     check_species(model, frames)
     n = len(frames)
     energy, stress = np.full(n, np.nan), np.full((n, 3, 3), np.nan)
     forces, failure = np.full((frames.n_atoms, 3), np.nan), np.zeros(n, dtype=np.uint8)
-    todo = list(_batches(frames.natoms, atoms_per_batch))[::-1]
+    vectors = np.empty((frames.n_atoms, 0)) if features else None
+    todo = list(_batches(frames.natoms, atoms_per_batch, model.largest_batch))[::-1]
     done = 0
     while todo:
         rows = todo.pop()
-        outcome = _attempt(model, frames, rows, fidelity)
+        outcome = _attempt(model, frames, rows, fidelity, features=features)
         if isinstance(outcome, Failure):
             if len(rows) > 1:  # find the frame that spoils the batch, or fit the memory
                 half = len(rows) // 2
@@ -78,17 +84,20 @@ def predict(
         else:
             atoms = np.concatenate([np.arange(frames.offsets[row], frames.offsets[row + 1]) for row in rows])
             energy[rows], stress[rows], forces[atoms] = outcome["energy"], outcome["stress"], outcome["forces"]
+            if vectors is not None:
+                if not vectors.shape[1]:
+                    vectors = np.full((frames.n_atoms, outcome["features"].shape[1]), np.nan)
+                vectors[atoms] = outcome["features"]
         done += len(rows)
         if progress is not None:
             progress(done)
-    spoiled = ~np.isfinite(energy) | np.bincount(
-        frames.atom_rows(), weights=~np.isfinite(forces).all(axis=1), minlength=n
-    ).astype(bool)
+    lost = ~np.isfinite(forces).all(axis=1) if model.derivatives else np.zeros(frames.n_atoms, dtype=bool)
+    spoiled = ~np.isfinite(energy) | np.bincount(frames.atom_rows(), weights=lost, minlength=n).astype(bool)
     failure[spoiled & (failure == Failure.NONE)] = Failure.IMPLAUSIBLE
     energy[failure != Failure.NONE] = np.nan
     forces[(failure != Failure.NONE)[frames.atom_rows()]] = np.nan
     stress[(failure != Failure.NONE) | ~frames.pbc.all(axis=1)] = np.nan
-    return Predictions(energy=energy, forces=forces, stress=stress, failure=failure)
+    return Predictions(energy=energy, forces=forces, stress=stress, failure=failure, features=vectors)
 
 
 def energy_shifts(frames: Frames, shifts: Mapping[str, float]) -> np.ndarray:
@@ -104,11 +113,11 @@ def energy_shifts(frames: Frames, shifts: Mapping[str, float]) -> np.ndarray:
     return np.bincount(frames.atom_rows(), weights=table[frames.numbers], minlength=len(frames))
 
 
-def _batches(natoms: np.ndarray, limit: int) -> Iterator[np.ndarray]:
-    """Rows in order, grouped so that a group has at most ``limit`` atoms (or is one frame)."""
+def _batches(natoms: np.ndarray, limit: int, most: int | None) -> Iterator[np.ndarray]:
+    """Rows in order, grouped so that a group has at most ``limit`` atoms (or is one frame) and ``most`` frames."""
     start, size = 0, 0
     for row, count in enumerate(natoms.tolist()):
-        if row > start and size + count > limit:
+        if row > start and (size + count > limit or row - start == most):
             yield np.arange(start, row)
             start, size = row, 0
         size += count
@@ -116,10 +125,12 @@ def _batches(natoms: np.ndarray, limit: int) -> Iterator[np.ndarray]:
         yield np.arange(start, len(natoms))
 
 
-def _attempt(model: LoadedModel, frames: Frames, rows: np.ndarray, fidelity: np.ndarray | None) -> Batch | Failure:
+def _attempt(
+    model: LoadedModel, frames: Frames, rows: np.ndarray, fidelity: np.ndarray | None, *, features: bool
+) -> Batch | Failure:
     """Predictions of one batch, or why there are none."""
     try:
-        return _evaluate(model, frames, rows, fidelity)
+        return _evaluate(model, frames, rows, fidelity, features=features)
     except Exception as error:  # noqa: BLE001 - the model is foreign code; the frame's row says that it failed
         if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS):
             _free_memory(model)
@@ -129,12 +140,15 @@ def _attempt(model: LoadedModel, frames: Frames, rows: np.ndarray, fidelity: np.
         return Failure.CRASHED
 
 
-def _evaluate(model: LoadedModel, frames: Frames, rows: np.ndarray, fidelity: np.ndarray | None) -> Batch:
+def _evaluate(
+    model: LoadedModel, frames: Frames, rows: np.ndarray, fidelity: np.ndarray | None, *, features: bool
+) -> Batch:
     from nequip.data import AtomicDataDict
 
     padded = [*rows.tolist(), *[int(rows[-1])] * (model.smallest_batch - len(rows))]
     graphs = [_graph(model, frames, row, None if fidelity is None else int(fidelity[row])) for row in padded]
-    data = AtomicDataDict.to_(AtomicDataDict.batched_from_list(graphs), model.device)
+    batch = graphs[0] if model.largest_batch == 1 else AtomicDataDict.batched_from_list(graphs)
+    data = AtomicDataDict.to_(batch, model.device)
     output = model.call(data)
     n, a = len(rows), int(frames.natoms[rows].sum())
     values = {}
@@ -148,6 +162,8 @@ def _evaluate(model: LoadedModel, frames: Frames, rows: np.ndarray, fidelity: np
             values[name] = np.full((size, *_EMPTY[name]), np.nan)
             continue
         values[name] = value.detach().cpu().double().numpy().reshape(-1, *_EMPTY[name])[:size]
+    if features:
+        values["features"] = model.features(data, output).cpu().double().numpy()[:a]
     return values
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import platform
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from aiida_mlip.errors import ExternalProgramError, FileFormatError, InvalidInputError
 from aiida_mlip.io.model_package import read_package
+from aiida_mlip.workers import compile_model
+from aiida_mlip.workers.compile_model import FEATURE_FIELDS, TARGETS, feature_field
 
 #: Suffix of a model compiled for this machine.
 COMPILED_SUFFIX: Final[str] = ".nequip.pt2"
@@ -26,7 +31,10 @@ class LoadedModel:
     :param device: ``torch.device`` it runs on.
     :param type_names: atom types in the order of their index.
     :param cutoff_ang: radial cutoff (Å).
-    :param smallest_batch: fewest frames per call (a compiled model is specialised to "more than one").
+    :param smallest_batch: fewest frames per call (a model compiled for many is specialised to "more than one").
+    :param largest_batch: most frames per call; None: any number.
+    :param feature_field: output that holds the features after the last layer; None: no such output.
+    :param derivatives: whether forces and stress come with the energy.
     """
 
     call: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # Any: torch.Tensor, torch is not imported here
@@ -35,6 +43,24 @@ class LoadedModel:
     type_names: tuple[str, ...]
     cutoff_ang: float
     smallest_batch: int = 1
+    largest_batch: int | None = None
+    feature_field: str | None = None
+    derivatives: bool = True
+
+    def features(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+        """(a, d) tensor of the invariant features after the last layer, those a linear readout turns into energies.
+
+        Features of atoms are taken as they are; those of edges (Allegro) are summed over the edges of each centre.
+
+        :raises InvalidInputError: the model was loaded without features, or has none.
+        """
+        if self.feature_field is None:
+            raise InvalidInputError("this model gives no features: load it with features=True")
+        values = outputs[self.feature_field].detach()
+        if self.feature_field == "node_features":
+            return values
+        pooled = values.new_zeros(len(inputs["pos"]), values.shape[1])
+        return pooled.index_add_(0, inputs["edge_index"][0], values)
 
 
 def resolve_device(name: str = "auto") -> str:
@@ -53,7 +79,14 @@ def resolve_device(name: str = "auto") -> str:
 
 
 def load_model(
-    path: str | Path, *, device: str = "auto", mode: str = "eager", expected_sha256: str | None = None
+    path: str | Path,
+    *,
+    device: str = "auto",
+    mode: str = "eager",
+    expected_sha256: str | None = None,
+    features: bool = False,
+    frames: str = "many",
+    derivatives: bool = True,
 ) -> LoadedModel:
     """Load a ``.nequip.zip``. **Executes code from that file**: load only packages whose origin you trust.
 
@@ -63,8 +96,11 @@ def load_model(
     :param device: ``auto``, ``cpu`` or ``cuda``.
     :param mode: ``eager``, or ``compiled``: compile it for this machine beside the package, or reuse what was compiled.
     :param expected_sha256: hexadecimal hash the file must have.
+    :param features: per-atom features come with every call (an eager model always has them).
+    :param frames: ``many`` or ``one`` per call; a compiled model for ``one`` spends nothing on a second (dynamics).
+    :param derivatives: False: energies (and features) only, at a third of the cost.
     :raises FileFormatError: truncated or changed, or no model that can be loaded.
-    :raises InvalidInputError: unknown device or mode.
+    :raises InvalidInputError: unknown device or mode, or features of a model that has none.
     :raises ExternalProgramError: ``nequip-compile`` failed.
     """
     package = Path(path)
@@ -76,12 +112,56 @@ def load_model(
         raise FileFormatError(f"{package} was changed: SHA-256 is {digest[:12]}..., expected {expected_sha256[:12]}...")
     if mode not in ("eager", "compiled"):
         raise InvalidInputError(f"unknown mode {mode!r}; allowed are eager, compiled")
+    if frames not in TARGETS:
+        raise InvalidInputError(f"unknown frames {frames!r}; allowed are {', '.join(sorted(TARGETS))}")
     target = resolve_device(device)
     print(f"loading this model executes code from {package} (SHA-256 {digest})", flush=True)
-    return _load_eager(package, target) if mode == "eager" else _load_compiled(package, target)
+    if mode == "eager":
+        model = _load_eager(package, target, derivatives)
+    else:
+        model = _load_compiled(package, digest, _Variant(target, frames, features, derivatives))
+    if features and model.feature_field is None:
+        raise InvalidInputError(f"{package}: the model has none of the outputs {', '.join(FEATURE_FIELDS)}")
+    return model
 
 
-def _load_eager(package: Path, device: str) -> LoadedModel:
+@dataclass(frozen=True)
+class _Variant:
+    """What a compiled file was made for."""
+
+    device: str
+    frames: str
+    features: bool
+    derivatives: bool
+
+    @property
+    def options(self) -> list[str]:
+        """Of the program that compiles."""
+        flags = [("--features", self.features), ("--no-derivatives", not self.derivatives)]
+        return ["--device", self.device, "--frames", self.frames, *(name for name, given in flags if given)]
+
+    def file(self, package: Path, digest: str) -> Path:
+        """Its place beside the package; another package, machine, torch or nequip has another."""
+        key = hashlib.sha256("\n".join([digest, *self.options, *_machine(self.device)]).encode()).hexdigest()[:10]
+        parts = [self.device, self.frames, *(["features"] if self.features else []), key]
+        return package.with_name(f"{package.name.removesuffix('.nequip.zip')}-{'-'.join(parts)}{COMPILED_SUFFIX}")
+
+
+def _machine(device: str) -> list[str]:
+    """What compiled code depends on: libraries, and the instructions of the processor or the GPU."""
+    import nequip
+    import torch
+
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    gpu = torch.cuda.get_device_name() if device == "cuda" else ""
+    return [torch.__version__, nequip.__version__, platform.machine(), " ".join(sorted(flags.split())), gpu]
+
+
+def _load_eager(package: Path, device: str, derivatives: bool) -> LoadedModel:
     import torch
 
     try:
@@ -102,40 +182,48 @@ def _load_eager(package: Path, device: str) -> LoadedModel:
     # weights need no gradients here: only positions and strain do
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return _assemble(model, metadata, device)
+    if not derivatives:
+        model.model.do_derivatives = False
+    loaded = _assemble(model, metadata, device)
+    return replace(loaded, feature_field=feature_field(model.irreps_out), derivatives=derivatives)
 
 
-def _load_compiled(package: Path, device: str) -> LoadedModel:
-    compiled = package.with_name(f"{package.name.removesuffix('.nequip.zip')}-{device}{COMPILED_SUFFIX}")
-    if not compiled.exists() or compiled.stat().st_mtime < package.stat().st_mtime:
-        _compile(package, compiled, device)
+def _load_compiled(package: Path, digest: str, variant: _Variant) -> LoadedModel:
+    compiled = variant.file(package, digest)
+    if not compiled.exists():
+        _compile(package, compiled, variant)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from nequip.model.inference_models import load_compiled_model
-        from nequip.scripts._compile_utils import AOTI_BATCH_TARGET, COMPILE_TARGET_DICT
 
-        target = COMPILE_TARGET_DICT[AOTI_BATCH_TARGET]
         try:
-            model, metadata = load_compiled_model(str(compiled), device, list(target["input"]), list(target["output"]))
+            model, metadata = load_compiled_model(str(compiled), variant.device)
         except Exception as error:  # whatever the library raises for a file it cannot use
             raise FileFormatError(f"{compiled}: cannot be loaded ({type(error).__name__}: {error})") from error
-    return _assemble(model, metadata, device, smallest_batch=2)
-
-
-def _compile(package: Path, compiled: Path, device: str) -> None:
-    """Run ``nequip-compile`` of this environment; its product is specific to this machine."""
-    program = Path(sys.executable).with_name("nequip-compile")
-    options = ["--device", device, "--mode", "aotinductor", "--target", "batch"]
-    print(f"compiling for {device}: {compiled.name}", flush=True)
-    run = subprocess.run(
-        [str(program), str(package), str(compiled), *options], capture_output=True, text=True, check=False
+    single = variant.frames == "one"
+    return replace(
+        _assemble(model, metadata, variant.device),
+        smallest_batch=1 if single else 2,
+        largest_batch=1 if single else None,
+        feature_field=feature_field(dict.fromkeys(model.output_keys)) if variant.features else None,
+        derivatives=variant.derivatives,
     )
-    if run.returncode != 0 or not compiled.exists():
+
+
+def _compile(package: Path, compiled: Path, variant: _Variant) -> None:
+    """Run ``nequip-compile`` of this environment; its product is specific to this machine."""
+    draft = compiled.with_name(f".{os.getpid()}-{compiled.name}")
+    print(f"compiling for {variant.device}: {compiled.name}", flush=True)
+    command = [sys.executable, "-m", compile_model.__name__, str(package), str(draft), *variant.options]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    if run.returncode != 0 or not draft.exists():
+        draft.unlink(missing_ok=True)
         end = (run.stdout + run.stderr)[-2000:]
         raise ExternalProgramError(f"nequip-compile of {package} ended with status {run.returncode}:\n{end}")
+    draft.replace(compiled)  # at once: another process sees a whole file or none
 
 
-def _assemble(model: Any, metadata: Mapping[str, Any], device: str, *, smallest_batch: int = 1) -> LoadedModel:
+def _assemble(model: Any, metadata: Mapping[str, Any], device: str) -> LoadedModel:
     import torch
     from nequip.integrations.utils import basic_transforms
     from nequip.nn import graph_model
@@ -150,5 +238,4 @@ def _assemble(model: Any, metadata: Mapping[str, Any], device: str, *, smallest_
         device=torch.device(device),
         type_names=tuple(type_names),
         cutoff_ang=cutoff,
-        smallest_batch=smallest_batch,
     )
