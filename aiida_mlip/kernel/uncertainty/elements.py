@@ -115,7 +115,7 @@ def _inverse_cholesky(matrix: np.ndarray, *, floor: float) -> np.ndarray:
 
 
 def _active_set(features: np.ndarray, *, floor: float) -> np.ndarray:
-    """Rows, d of them, of (nearly) the largest volume among the features and ``floor`` · I: pivoted QR, then row swaps."""
+    """The d rows of nearly the largest volume among features and ``floor`` · I: pivoted QR, then row swaps."""
     rows = np.concatenate([features, floor * np.eye(features.shape[1])])
     chosen = qr(rows.T, mode="r", pivoting=True)[1][: rows.shape[1]]
     coefficients = rows @ np.linalg.inv(rows[chosen])
