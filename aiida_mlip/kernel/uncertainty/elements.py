@@ -7,8 +7,9 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float
-from scipy.linalg import qr, solve_triangular
+from scipy.linalg import null_space, solve_triangular
 
+from aiida_mlip.kernel.selection.maxvol import maxvol
 from aiida_mlip.kernel.uncertainty.clusters import assign_clusters
 
 #: Σ += 1e-8·tr(Σ)/d·I: directions in which the training set does not vary.
@@ -17,7 +18,7 @@ RIDGE: Final[float] = 1e-8
 FEATURE_PRECISION: Final[float] = 1e-7
 #: Makes a median absolute deviation the standard deviation of a normal distribution.
 MAD_TO_SIGMA: Final[float] = 1.4826
-#: The active set of D-optimality starts from this fraction of the size of the features in every direction.
+#: Length, as a fraction of the size of the features, of an active vector in a direction that no environment has.
 ACTIVE_FLOOR: Final[float] = 1e-5
 #: |B| of a dominant submatrix.
 MAXVOL_TOLERANCE: Final[float] = 1.01
@@ -91,7 +92,7 @@ def fit_element(features: Float[np.ndarray, "n d"], *, max_clusters: int, seed: 
         whitening=np.array(factors),
         threshold=1.0,
         laplace=_inverse_cholesky(features.T @ features, floor=(FEATURE_PRECISION * size) ** 2 * len(features)),
-        active_inverse=np.linalg.inv(_active_set(features, floor=ACTIVE_FLOOR * size)),
+        active_inverse=_active_inverse(features, floor=ACTIVE_FLOOR * size),
         n_train=len(features),
     )
     return ElementGrades(**{**bare.__dict__, "threshold": robust_threshold(bare.distance(features))})
@@ -114,18 +115,9 @@ def _inverse_cholesky(matrix: np.ndarray, *, floor: float) -> np.ndarray:
     return np.asarray(solve_triangular(np.linalg.cholesky(ridged), np.eye(d), lower=True))
 
 
-def _active_set(features: np.ndarray, *, floor: float) -> np.ndarray:
-    """The d rows of nearly the largest volume among features and ``floor`` · I: pivoted QR, then row swaps."""
-    rows = np.concatenate([features, floor * np.eye(features.shape[1])])
-    chosen = qr(rows.T, mode="r", pivoting=True)[1][: rows.shape[1]]
-    coefficients = rows @ np.linalg.inv(rows[chosen])
-    for _ in range(10 * rows.shape[1]):
-        row, column = np.unravel_index(np.argmax(np.abs(coefficients)), coefficients.shape)
-        pivot = coefficients[row, column]
-        if abs(pivot) <= MAXVOL_TOLERANCE:
-            break
-        change = coefficients[row].copy()
-        change[column] -= 1.0
-        coefficients -= np.outer(coefficients[:, column], change / pivot)
-        chosen[column] = row
-    return np.asarray(rows[chosen])
+def _active_inverse(features: np.ndarray, *, floor: float) -> np.ndarray:
+    """Inverse of the active set; in directions that the features do not have it consists of vectors of length floor."""
+    if not features.any():
+        return np.eye(features.shape[1]) / floor
+    inverse = maxvol(features, tolerance=MAXVOL_TOLERANCE).inverse
+    return np.concatenate([inverse, null_space(inverse.T) / floor], axis=1)
