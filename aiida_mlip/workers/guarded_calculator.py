@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 
 from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.metadynamics.environment_bias import BiasEvaluation
@@ -36,16 +37,21 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
     :param base: calculator of the unbiased forces.
     :param wall: repulsion and limit of pair distances.
     :param bias: added to the forces, if any.
+    :param with_stress: the stress is computed as well (``stress``), for a cell that changes.
 
     After each calculation ``base_energy``, ``bias_evaluation`` and ``smallest_ratio`` (smallest distance in units of
     its limit since :meth:`reset_watch`) tell what it was made of.
     """
 
-    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces"]
+    implemented_properties: ClassVar[list[str]] = ["energy", "free_energy", "forces", "stress"]
 
-    def __init__(self, base: Calculator, wall: PairWall, bias: Bias | None = None) -> None:
+    def __init__(
+        self, base: Calculator, wall: PairWall, bias: Bias | None = None, *, with_stress: bool = False
+    ) -> None:
         super().__init__()
         self.base = base
+        self.with_stress = with_stress
+        self.stress: np.ndarray | None = None
         self.wall = wall
         self.bias = bias
         self.base_energy = 0.0
@@ -64,7 +70,7 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         properties: Sequence[str] = ("energy",),
         system_changes: Sequence[str] = tuple(all_changes),
     ) -> None:
-        """Energy (eV) and forces (eV/Å).
+        """Energy (eV), forces (eV/Å) and, where it was asked for, stress (eV/Å³).
 
         :raises PairDistanceReached: a pair is below its limit.
         :raises ForcesFailed: the base calculator raised, or its numbers are not finite.
@@ -72,9 +78,13 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         super().calculate(atoms, properties, system_changes)
         energy, forces = self.compute(self.atoms)
         self.results = {"energy": energy, "free_energy": energy, "forces": forces}
+        if self.stress is not None:
+            self.results["stress"] = full_3x3_to_voigt_6_stress(self.stress)
 
     def compute(self, atoms: Atoms) -> tuple[float, np.ndarray]:
         """Energy (eV) and (a, 3) forces (eV/Å), without ASE's bookkeeping of what has changed.
+
+        With ``with_stress`` the attribute ``stress`` is then the (3, 3) stress (eV/Å³, tension positive).
 
         :raises PairDistanceReached: a pair is below its limit.
         :raises ForcesFailed: the base calculator raised, or its numbers are not finite.
@@ -82,7 +92,7 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
         if not np.isfinite(atoms.positions).all():
             raise ForcesFailed("positions are not finite: the dynamics is unstable, take a shorter timestep")
-        wall_energy, wall_forces, _, ratio = self.wall.evaluate(*geometry)
+        wall_energy, wall_forces, virial, ratio = self.wall.evaluate(*geometry)
         if ratio < 1:
             raise PairDistanceReached(f"two atoms are at {ratio:.3f} of the smallest allowed distance")
         self.smallest_ratio = min(self.smallest_ratio, ratio)
@@ -94,6 +104,9 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
             self.bias_evaluation = self.bias.evaluate(*geometry)
             energy += self.bias_evaluation.energy
             forces = forces + self.bias_evaluation.forces
+            virial = virial + self.bias_evaluation.virial
+        if self.with_stress:
+            self.stress = self._base_stress() + virial / atoms.get_volume()
         return energy, forces
 
     def refresh_bias(self) -> None:
@@ -122,3 +135,13 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         if not (np.isfinite(energy) and np.isfinite(forces).all()):
             raise ForcesFailed(f"energy {energy} eV or forces are not finite")
         return energy, forces
+
+    def _base_stress(self) -> np.ndarray:
+        """(3, 3) stress (eV/Å³) of the atoms that :meth:`_base` has just seen."""
+        try:
+            stress = np.asarray(self.base.get_property("stress", self._plain), dtype=float)
+        except Exception as error:  # any calculator may raise anything
+            raise ForcesFailed(f"the stress: {type(error).__name__}: {error}") from error
+        if not np.isfinite(stress).all():
+            raise ForcesFailed("the stress is not finite")
+        return stress if stress.shape == (3, 3) else voigt_6_to_full_3x3_stress(stress)

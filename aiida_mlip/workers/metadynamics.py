@@ -11,19 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
-import time
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 import numpy as np
-from ase import Atoms, units
+from ase import Atoms
 from ase.calculators.calculator import Calculator
 from pydantic import ValidationError
 
@@ -33,7 +28,6 @@ from aiida_mlip.io.metadynamics import (
     BIAS_FOLDER,
     CHECKPOINT_FILE,
     ENGINE_INPUT_FILE,
-    MODEL_FILE,
     OUTPUT_FILE,
     REQUEST_FILE,
     SERIES_FILE,
@@ -42,14 +36,17 @@ from aiida_mlip.io.metadynamics import (
     MetadynamicsRequest,
     TrajectoryReport,
 )
-from aiida_mlip.io.shards import read_shard, write_shard
 from aiida_mlip.kernel.distances import closest_pair, pair_limits
 from aiida_mlip.kernel.frames import Frames, concatenate, from_ase
 from aiida_mlip.kernel.metadynamics.walls import PairWall, temperature_limit
-from aiida_mlip.workers.force_source import ModelNotLoadedError, calculator_of_package, calculator_of_path
+from aiida_mlip.workers.force_source import ModelNotLoadedError
 from aiida_mlip.workers.guarded_calculator import ForcesFailed, GuardedCalculator, PairDistanceReached
 from aiida_mlip.workers.lammps_driver import LammpsMissingError
 from aiida_mlip.workers.metadynamics_engines import ENGINES, BiasedEngine, EngineMissingError, langevin
+from aiida_mlip.workers.momenta import kinetic_temperature, thermal_atoms
+from aiida_mlip.workers.requested_forces import requested_calculator
+from aiida_mlip.workers.run_files import Recorder, read_frames, replace_file
+from aiida_mlip.workers.stopping import StopClock
 
 GENERATOR: Final[str] = "metadynamics"
 #: Names of the columns of ``series.npz``.
@@ -71,31 +68,6 @@ _REASONS: Final[tuple[tuple[type[Exception], Any], ...]] = (
 )
 
 
-@dataclass
-class Recorder:
-    """Frames and numbers recorded so far."""
-
-    parents: Frames
-    frames: list[Frames] = field(default_factory=list)
-    series: list[tuple[float, ...]] = field(default_factory=list)
-
-    def add(self, atoms: Atoms, *, structure: int, group: str, values: tuple[float, ...]) -> None:
-        """Record one frame: a child of its starting structure, in the split group of its trajectory."""
-        bare = atoms.copy()
-        bare.set_constraint()
-        frame = from_ase([bare], generator=GENERATOR, group=group)
-        self.frames.append(frame.with_columns(parent_id=self.parents.frame_id[structure : structure + 1]))
-        self.series.append(values)
-
-    def write(self, folder: Path) -> None:
-        """Write both files, each in one step."""
-        if not self.frames:
-            return
-        _write(folder / TRAJECTORY_FILE, write_shard(concatenate(self.frames)))
-        columns = np.array(self.series, dtype=float).reshape(-1, len(SERIES))
-        _write(folder / SERIES_FILE, write_npz({name: columns[:, k] for k, name in enumerate(SERIES)}))
-
-
 class Simulation:
     """All trajectories of a request, one after another.
 
@@ -106,7 +78,7 @@ class Simulation:
     """
 
     def __init__(self, folder: Path, request: MetadynamicsRequest, calculator: Calculator, structures: Frames) -> None:
-        self._began = time.monotonic()
+        self.clock = StopClock(request.max_seconds, request.checkpoint_seconds)
         self._folder, self._request, self._spec = folder, request, request.spec
         self._structures = structures
         walls = request.spec.walls
@@ -115,7 +87,7 @@ class Simulation:
         self._wall = PairWall(self._limits, strength=strength, onset=walls.pair_onset)
         self._guard = GuardedCalculator(calculator, self._wall)
         self._calculator = calculator
-        self.recorder = Recorder(structures)
+        self.recorder = Recorder(structures, SERIES)
         self.report = MetadynamicsReport(
             status="running",
             engine=request.spec.engine,
@@ -126,14 +98,8 @@ class Simulation:
                 for replica in range(request.spec.replicas)
             ],
         )
-        self._stop_asked = False
         self._steps_done = 0
-        self._written = time.monotonic()
         self._engine: BiasedEngine = self._make_engine()
-
-    def stop(self, *_: object) -> None:
-        """Ask for a clean end after the present chunk of steps (also as a signal handler)."""
-        self._stop_asked = True
 
     def run(self) -> MetadynamicsReport:
         """Run what is not done yet; everything is written when this returns.
@@ -200,7 +166,7 @@ class Simulation:
         """Walls, frame, clock."""
         report, walls = self.report.trajectories[k], self._spec.walls
         n_mobile = len(atoms) - len(set(self._spec.fixed_atoms))
-        temperature = _temperature(atoms, n_mobile)
+        temperature = kinetic_temperature(atoms, n_mobile)
         limit = temperature_limit(self._spec.temperature_k, n_mobile, walls.max_temperature_k)
         if temperature > limit:
             if walls.temperature_action == "stop":
@@ -210,13 +176,10 @@ class Simulation:
             self._engine.scale_velocities(float(np.sqrt(self._spec.temperature_k / temperature)))
         if report.steps % self._spec.record_every == 0:
             self._record(k, atoms, temperature)
-        now = time.monotonic()
-        limit_s = self._request.max_seconds
-        if self._stop_asked or (limit_s is not None and now - self._began > limit_s):
+        if self.clock.over:
             if report.steps < self._spec.n_steps or k + 1 < len(self.report.trajectories):
                 report.stopped_by = "walltime" if report.steps < self._spec.n_steps else "finished"
-                self._stop_asked = True
-        elif now - self._written >= self._request.checkpoint_seconds:
+        elif self.clock.checkpoint_is_due:
             # frames before the checkpoint: killed in between, a frame comes twice rather than never
             self._write_all()
             self._checkpoint(k, atoms)
@@ -228,7 +191,7 @@ class Simulation:
         bias = self._engine.bias_energy()
         group = f"metadynamics {self._structures.ids()[report.structure]} {self._spec.seed} {report.replica}"
         values = (float(k), float(report.steps), temperature, self._guard.base_energy, bias, distance)
-        self.recorder.add(atoms, structure=report.structure, group=group, values=values)
+        self.recorder.add(atoms, structure=report.structure, generator=GENERATOR, group=group, values=values)
         n = report.frames = report.frames + 1
         mean = report.mean_temperature_k or 0.0
         report.mean_temperature_k = mean + (temperature - mean) / n
@@ -249,7 +212,7 @@ class Simulation:
     def _reference(self) -> Frames:
         """Reference of environment space: the frames given, else unbiased dynamics of every structure."""
         if self._request.reference:
-            return _read_frames(self._folder, self._request.reference)
+            return read_frames(self._folder, self._request.reference)
         space = self._spec.environment
         steps = 200 if space is None else space.reference_steps
         every = max(1, steps // _REFERENCE_FRAMES)
@@ -271,15 +234,13 @@ class Simulation:
         return concatenate(frames)
 
     def _starting_atoms(self, report: TrajectoryReport) -> Atoms:
-        atoms = self._structures.to_ase(report.structure)
-        atoms = Atoms(numbers=atoms.numbers, positions=atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        rng = np.random.default_rng(self._seed(report, 0))
-        # Maxwell-Boltzmann: each momentum has the variance m k T
-        spread = np.sqrt(atoms.get_masses() * units.kB * self._spec.temperature_k)
-        momenta = rng.normal(size=(len(atoms), 3)) * spread[:, None]
-        momenta[list(self._spec.fixed_atoms)] = 0.0
-        atoms.set_momenta(momenta)
-        return atoms
+        return thermal_atoms(
+            self._structures,
+            report.structure,
+            temperature_k=self._spec.temperature_k,
+            fixed=self._spec.fixed_atoms,
+            seed=self._seed(report, 0),
+        )
 
     def _overlap(self, atoms: Atoms) -> str:
         ratio, i, j, distance = closest_pair(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, self._limits)
@@ -297,7 +258,7 @@ class Simulation:
             "positions": atoms.positions,
             "momenta": atoms.get_momenta(),
         }
-        _write(self._folder / CHECKPOINT_FILE, write_npz(arrays))
+        replace_file(self._folder / CHECKPOINT_FILE, write_npz(arrays))
         self._engine.save(self._folder / BIAS_FOLDER)
 
     def _resume(self) -> tuple[int, int, Atoms | None]:
@@ -319,14 +280,14 @@ class Simulation:
         return number, step, atoms
 
     def _write_all(self) -> None:
-        self.recorder.write(self._folder)
+        self.recorder.write(self._folder / TRAJECTORY_FILE, self._folder / SERIES_FILE)
         self._engine.save(self._folder / BIAS_FOLDER)
         self.report.hills = int(self._engine.summary().get("hills", 0))
-        self.report.seconds = round(time.monotonic() - self._began, 3)
+        self.report.seconds = round(self.clock.seconds, 3)
         if self._steps_done:
             self.report.seconds_per_step = round(self.report.seconds / self._steps_done, 6)
-        _write(self._folder / OUTPUT_FILE, self.report.model_dump_json(indent=1).encode())
-        self._written = time.monotonic()
+        replace_file(self._folder / OUTPUT_FILE, self.report.model_dump_json(indent=1).encode())
+        self.clock.written()
 
 
 def run(folder: Path, request: MetadynamicsRequest) -> MetadynamicsReport:
@@ -336,53 +297,10 @@ def run(folder: Path, request: MetadynamicsRequest) -> MetadynamicsReport:
     :raises SpeciesError: an element that the potential does not cover.
     :raises EngineMissingError: an engine that is not installed here.
     """
-    structures = _read_frames(folder, request.structures)
-    simulation = Simulation(folder, request, _calculator(folder, request, structures), structures)
-    previous = signal.getsignal(signal.SIGTERM)
-
-    def handler(_: int, __: FrameType | None) -> None:
-        simulation.stop()
-
-    signal.signal(signal.SIGTERM, handler)
-    try:
+    structures = read_frames(folder, request.structures)
+    simulation = Simulation(folder, request, requested_calculator(folder, request, structures), structures)
+    with simulation.clock.listening():
         return simulation.run()
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _calculator(folder: Path, request: MetadynamicsRequest, structures: Frames) -> Calculator:
-    spec = request.spec
-    if spec.forces is not None:
-        return calculator_of_path(spec.forces.calculator, spec.forces.arguments)
-    several = len(request.fidelities) > 1
-    return calculator_of_package(
-        folder / MODEL_FILE,
-        device=spec.device,
-        sha256=request.sha256,
-        species=request.species,
-        wanted=structures.species,
-        shifts=request.energy_shifts,
-        fidelity=request.fidelities.index(spec.fidelity) if several and spec.fidelity is not None else None,
-    )
-
-
-def _temperature(atoms: Atoms, n_mobile: int) -> float:
-    return float(2 * atoms.get_kinetic_energy() / (3 * n_mobile * units.kB))
-
-
-def _read_frames(folder: Path, names: Sequence[str]) -> Frames:
-    parts = []
-    for name in names:
-        with (folder / name).open("rb") as handle:
-            parts.append(read_shard(handle, source=name))
-    return concatenate(parts)
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file in one step: a reader sees the old bytes or the new ones."""
-    draft = path.with_name(path.name + ".part")
-    draft.write_bytes(data)
-    os.replace(draft, path)  # noqa: PTH105 - the atomic call is the point
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -403,7 +321,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         refusal = MetadynamicsReport(status="refused", reason=reason, message=str(error)[:2000])
         if folder.is_dir():
-            _write(folder / OUTPUT_FILE, refusal.model_dump_json(indent=1).encode())
+            replace_file(folder / OUTPUT_FILE, refusal.model_dump_json(indent=1).encode())
         return 2
     print(f"{report.status}: {sum(t.frames for t in report.trajectories)} frames, {report.seconds:.1f} s")
     return 0
