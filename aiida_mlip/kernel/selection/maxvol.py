@@ -7,35 +7,24 @@ extrapolation grade (doi:10.1016/j.commatsci.2017.08.031), the right gate for mo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
-import scipy.linalg
 from jaxtyping import Float, Int
 
 from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.kernel.selection.greedy import PosteriorVariance, choose
+from aiida_mlip.kernel.selection.pool import BLOCK_ROWS, Budget, Candidates, Projected, RowSource, blocks
 
 #: No swap may grow the volume by more than this factor when the search ends.
 DEFAULT_TOLERANCE: Final[float] = 1.01
-#: Rows held in double precision at once.
-BLOCK_ROWS: Final[int] = 20_000
 #: The inverse is recomputed from the rows after this many rank-1 updates.
 RECOMPUTE_EVERY: Final[int] = 100
 #: Directions whose singular value is below this fraction of the largest are not directions of the pool.
 RANK_TOLERANCE: Final[float] = 1e-6
-
-
-class RowSource(Protocol):
-    """A pool of rows: an array, a memory map, or a file that is read block by block."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(n, d)."""
-
-    def __getitem__(self, rows: slice | np.ndarray, /) -> np.ndarray:
-        """Rows by slice or by index array."""
+#: Prior of the start, in squares of the whitened rows: small enough that a direction once taken counts no more.
+_START: Final[float] = 1e-9
 
 
 @dataclass(frozen=True)
@@ -101,10 +90,10 @@ def maxvol(
 ) -> ActiveSet:
     """Rows of locally maximal volume of a pool that need not fit into memory (doi:10.1142/9789812836021_0015).
 
-    Stage 1 reads the pool block by block and keeps the r rows of each that a QR factorisation with pivoting takes
-    first; a QR of those gives the start. Stage 2 goes over the pool, swapping in the row with the largest |B| until a
-    full pass finds none above ``tolerance``. Each swap grows the volume by at least that factor, so the search ends.
-    The outcome depends on the pool, its order and ``block_rows`` only.
+    Stage 1 takes the rows that a QR factorisation with pivoting of the whitened pool takes first, found without forming
+    it (:mod:`~aiida_mlip.kernel.selection.greedy`). Stage 2 goes over the pool block by block, swapping in the row with
+    the largest |B|, until a full pass finds none above ``tolerance``. Each swap grows the volume by at least that
+    factor, so the search ends. The outcome depends on the pool, its order and ``block_rows`` only.
 
     :param pool: (n, d) rows.
     :param tolerance: above 1.
@@ -119,17 +108,19 @@ def maxvol(
     """
     if not tolerance > 1.0:
         raise InvalidInputError(f"tolerance: must be above 1, got {tolerance}")
-    span = column_span(pool, block_rows=block_rows)
-    basis = _start(pool, span, block_rows)
+    white = whitening_matrix(pool, block_rows=block_rows)
+    rank = white.shape[1]
+    projected = Projected(pool, white)
+    start = choose(Candidates(projected), Budget(rank), PosteriorVariance(_START * np.eye(rank)), block_rows=block_rows)
+    basis = VolumeBasis(start.rows, projected[start.rows])
     largest = np.inf
     while largest > tolerance:
-        if basis.swaps:
-            basis.recompute()
+        basis.recompute()
         largest = 0.0
-        for first, block in _blocks(pool, block_rows):
-            found = _sweep(basis, block @ span, first, tolerance, max_swaps)
-            largest = max(largest, found)
-    return ActiveSet(basis.rows, span @ basis.inverse, basis.log_volume, largest, basis.swaps)
+        for first, block in blocks(projected, block_rows):
+            largest = max(largest, _sweep(basis, block, first, tolerance, max_swaps))
+    unit = 0.5 * float(np.linalg.slogdet(white.T @ white)[1])
+    return ActiveSet(basis.rows, white @ basis.inverse, basis.log_volume - unit, largest, basis.swaps)
 
 
 def extrapolation_grade(features: Float[np.ndarray, "n d"], inverse: Float[np.ndarray, "d r"]) -> np.ndarray:
@@ -137,48 +128,27 @@ def extrapolation_grade(features: Float[np.ndarray, "n d"], inverse: Float[np.nd
     return np.asarray(np.abs(features @ inverse).max(axis=1))
 
 
-def column_span(
+def whitening_matrix(
     pool: RowSource, *, relative: float = RANK_TOLERANCE, block_rows: int = BLOCK_ROWS
 ) -> Float[np.ndarray, "d r"]:
-    """Orthonormal basis of the directions that the rows of a pool have; the identity when they have all d.
+    """W such that the rows of X W have the second moment 1 along each of the r directions that the pool has.
 
-    :param relative: singular values below this fraction of the largest count as zero.
+    :param relative: singular values of the pool below this fraction of the largest count as zero.
     :raises InvalidInputError: an empty pool, or one that is all zero or not finite.
     """
     n, d = pool.shape
     if n == 0 or d == 0:
         raise InvalidInputError(f"pool: there are no rows or no columns, shape {(n, d)}")
     gram = np.zeros((d, d))
-    for first, block in _blocks(pool, block_rows):
+    for first, block in blocks(pool, block_rows):
         gram += block.T @ block
         if not np.isfinite(gram).all():
             raise InvalidInputError(f"pool: not all numbers are finite in rows {first} to {first + len(block) - 1}")
-    squares, vectors = np.linalg.eigh(gram)
+    squares, vectors = np.linalg.eigh(gram / n)
     if squares[-1] <= 0.0:
         raise InvalidInputError("pool: all rows are zero")
     keep = squares > squares[-1] * max(relative**2, d * np.finfo(float).eps)
-    return np.eye(d) if keep.all() else vectors[:, keep]
-
-
-def _start(pool: RowSource, span: np.ndarray, block_rows: int) -> VolumeBasis:
-    """Basis from the rows that pivoted QR prefers, first within each block, then among the winners of the blocks."""
-    rank = span.shape[1]
-    rows, values = np.zeros(0, dtype=np.int64), np.zeros((0, rank))
-    for first, block in _blocks(pool, block_rows):
-        projected = block @ span
-        best = _pivots(projected)[:rank]
-        rows, values = np.append(rows, first + best), np.concatenate([values, projected[best]])
-        if len(rows) > max(block_rows, 2 * rank):
-            best = _pivots(values)[:rank]
-            rows, values = rows[best], values[best]
-    best = _pivots(values)[:rank]
-    return VolumeBasis(rows[best], values[best])
-
-
-def _pivots(values: np.ndarray) -> np.ndarray:
-    """Order in which QR with column pivoting of the transpose takes the rows."""
-    order: np.ndarray = scipy.linalg.qr(values.T, mode="r", pivoting=True, check_finite=False)[1]
-    return order.astype(np.int64)
+    return np.asarray(vectors[:, keep] / np.sqrt(squares[keep]))
 
 
 def _sweep(basis: VolumeBasis, block: np.ndarray, first: int, tolerance: float, max_swaps: int) -> float:
@@ -206,9 +176,3 @@ def _sweep(basis: VolumeBasis, block: np.ndarray, first: int, tolerance: float, 
             coefficients = block @ basis.inverse
         else:
             coefficients -= np.outer(coefficients[:, place], change / scale)
-
-
-def _blocks(pool: RowSource, block_rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Number of the first row and the rows in double precision, block by block."""
-    for first in range(0, pool.shape[0], block_rows):
-        yield first, np.asarray(pool[first : first + block_rows], dtype=np.float64)

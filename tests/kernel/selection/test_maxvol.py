@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.kernel.selection.maxvol import VolumeBasis, column_span, extrapolation_grade, maxvol
+from aiida_mlip.kernel.selection.maxvol import VolumeBasis, extrapolation_grade, maxvol, whitening_matrix
 
 
 def log_volume(rows: np.ndarray) -> float:
@@ -37,6 +37,15 @@ def test_the_law_holds_for_any_block_size(seed, d, block_rows):
     assert np.abs(pool @ np.linalg.inv(pool[active.rows])).max() <= 1.01 + 1e-9
 
 
+def test_swaps_grow_the_volume_of_the_start():
+    pool = normal(5000, 20, seed=3)
+    active, start = maxvol(pool), maxvol(pool, tolerance=1e6)
+    assert start.swaps == 0
+    assert start.largest > 1.01
+    assert active.swaps >= 2
+    assert active.log_volume > start.log_volume + np.log(1.01)
+
+
 def test_rank_one_updates_follow_the_inverse():
     pool = normal(2000, 20)
     basis = VolumeBasis(np.arange(20), pool[:20])
@@ -60,7 +69,7 @@ def test_a_row_that_is_there_ten_times_is_taken_once():
 def test_dependent_columns_are_left_out():
     pool = normal(500, 6)
     wide = np.concatenate([pool, pool[:, :3] - pool[:, 3:], np.zeros((500, 1))], axis=1)
-    assert column_span(wide).shape == (10, 6)
+    assert whitening_matrix(wide).shape == (10, 6)
     active = maxvol(wide)
     assert active.rows.shape == (6,)
     assert active.inverse.shape == (10, 6)
@@ -101,6 +110,6 @@ def test_a_search_that_cannot_end_says_so():
     with pytest.raises(InvalidInputError, match="tolerance: must be above 1, got 1"):
         maxvol(normal(10, 2), tolerance=1.0)
     with pytest.raises(InvalidInputError, match="after 0 swaps"):
-        maxvol(normal(2000, 20), max_swaps=0, block_rows=100)
+        maxvol(normal(5000, 20, seed=3), max_swaps=0)
     with pytest.raises(InvalidInputError, match="linearly dependent"):
         VolumeBasis(np.arange(2), np.ones((2, 2)))
