@@ -23,6 +23,7 @@ from aiida_mlip.kernel.frames import (
     label_keys,
     reference_energies,
 )
+from aiida_mlip.kernel.labelling import RowStates, states_of, surviving_rows
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -35,8 +36,6 @@ UNITS = {
     "stress": "eV/angstrom^3, tension positive",
     "cost": "core-seconds",
 }
-
-_BARE, _FAILED, _LABELLED = range(3)
 
 
 class DatasetData(orm.Data):
@@ -117,7 +116,7 @@ class DatasetData(orm.Data):
                         f"{value[:8]}); give one of them another name"
                     )
         shards = _distinct_shards(datasets)
-        masks = _kept_rows([dataset._row_states(summary["name"]) for dataset, summary in shards])
+        masks = surviving_rows([dataset._row_states(summary["name"]) for dataset, summary in shards])
         for (dataset, summary), keep in zip(shards, masks, strict=True):
             path = f"{self._PREFIX}/{summary['name']}"
             if keep.all():
@@ -215,18 +214,15 @@ class DatasetData(orm.Data):
             raise FileFormatError(f"DatasetData<{self.uuid}>: shard {name} does not match its content hash")
         return read_shard(io.BytesIO(data), source=f"DatasetData<{self.uuid}> shard {name[:12]}")
 
-    def _row_states(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Of each row of a shard: frame id, (frame id, fidelity), and whether bare, failed or labelled."""
+    def _row_states(self, name: str) -> RowStates:
+        """Of each row of a shard: see :func:`~aiida_mlip.kernel.labelling.row_states`."""
         path, source = f"{self._PREFIX}/{name}", f"DatasetData<{self.uuid}>"
         with self.base.repository.open(path, "rb") as handle:
             table = read_tables(handle, source=source)["fidelities"]
         with self.base.repository.open(path, "rb") as handle:
             columns = read_columns(handle, ["frame_id", "fidelity", "failure"], source=source)
-        # a label may lack its energy (forces of a cluster fragment): what failed says so
-        state = np.where(columns["failure"] == 0, _LABELLED, _FAILED)
-        state[columns["fidelity"] == NONE] = _BARE
         keys = label_keys(columns["frame_id"], columns["fidelity"], table)
-        return id_keys(columns["frame_id"]), keys, state
+        return id_keys(columns["frame_id"]), keys, states_of(columns["fidelity"], columns["failure"])
 
     def iter_shards(self) -> Iterator[Frames]:
         """Frames shard by shard: at most one shard is held at a time."""
@@ -338,19 +334,6 @@ def _distinct_shards(datasets: Sequence[DatasetData]) -> list[tuple[DatasetData,
         for summary in dataset.base.attributes.get("shards"):
             found.setdefault(summary["name"], (dataset, summary))
     return list(found.values())
-
-
-def _kept_rows(states: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """Per shard the mask of rows that survive a merge, see :meth:`DatasetData.merge`."""
-    frame, key, state = (np.concatenate(parts) for parts in zip(*states, strict=True))
-    keep = np.zeros(len(frame), dtype=bool)
-    labelled, failed, bare = (np.flatnonzero(state == value) for value in (_LABELLED, _FAILED, _BARE))
-    keep[labelled[np.unique(key[labelled], return_index=True)[1]]] = True
-    failed = failed[~np.isin(key[failed], key[labelled])]
-    keep[failed[np.unique(key[failed], return_index=True)[1]]] = True
-    bare = bare[~np.isin(frame[bare], frame[keep])]
-    keep[bare[np.unique(frame[bare], return_index=True)[1]]] = True
-    return np.split(keep, np.cumsum([len(part[0]) for part in states])[:-1])
 
 
 def _sort_symbols(symbols: Iterable[str]) -> list[str]:

@@ -7,9 +7,10 @@ start from (up to :data:`CACHE_ROWS` a step; more are made again when they are n
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Final
+from itertools import chain
+from typing import Any, Final, Protocol
 
 import numpy as np
 
@@ -31,9 +32,36 @@ CACHE_ROWS: Final[int] = 20_000
 _REACH_ANG: Final[float] = 6.0
 
 
+class PlannedStep(Protocol):
+    """What is known of any step before it runs, whoever makes its frames: a generator here or a program elsewhere."""
+
+    @property
+    def name(self) -> str:
+        """What later steps call its frames."""
+
+    @property
+    def generator(self) -> str:
+        """Word of the specification."""
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Names of earlier steps, or ``"seeds"``."""
+
+    @property
+    def n_parents(self) -> int | None:
+        """Most frames taken from the parents; None: all."""
+
+    @property
+    def needs_parents(self) -> bool:
+        """Whether it starts from existing frames."""
+
+    def expected(self, n_parents: int) -> int:
+        """Frames it makes, or may make at most, from so many parents."""
+
+
 @dataclass(frozen=True)
 class Step:
-    """One step of a specification.
+    """One step of a specification that a generator makes.
 
     :param name: what later steps call its frames.
     :param generator: key of :data:`~aiida_mlip.kernel.generators.GENERATORS`.
@@ -41,6 +69,7 @@ class Step:
     :param parents: names of earlier steps, or ``"seeds"``; not used by generators that take no parents.
     :param keep: whether its frames are in the result, or only parents of others.
     :param seed: changes this step's random numbers only.
+    :param n_parents: start from so many frames of the parents, drawn by seed, at most; None: from all.
     """
 
     name: str
@@ -49,6 +78,16 @@ class Step:
     parents: tuple[str, ...] = (SEEDS,)
     keep: bool = True
     seed: int = 0
+    n_parents: int | None = None
+
+    @property
+    def needs_parents(self) -> bool:
+        """Whether it changes existing frames."""
+        return self.generator in GENERATORS and GENERATORS[self.generator].needs_parents
+
+    def expected(self, n_parents: int) -> int:
+        """Frames it makes of so many parents."""
+        return int(n_parents * self.parameters.per_parent if self.needs_parents else self.parameters.count)
 
 
 @dataclass(frozen=True)
@@ -76,7 +115,7 @@ class StepSummary:
     :param frames: frames kept in the result; 0 for a step with ``keep: false``.
     :param made: frames made.
     :param duplicates: frames left out because an equal one was there already.
-    :param natoms: smallest and largest number of atoms.
+    :param natoms: smallest and largest number of atoms; None when no frame was made.
     :param volume_ang3_per_atom: smallest and largest volume; None without three periodic directions.
     :param smallest_distance_ang: smallest distance between two atoms; None when all are beyond 6 Å.
     :param dropped: frames left out by each filter that left out any (see :data:`~aiida_mlip.kernel.sanity.REASONS`).
@@ -88,7 +127,7 @@ class StepSummary:
     frames: int
     made: int
     duplicates: int
-    natoms: tuple[int, int]
+    natoms: tuple[int, int] | None
     volume_ang3_per_atom: tuple[float, float] | None
     smallest_distance_ang: float | None
     dropped: dict[str, int] = field(default_factory=dict)
@@ -119,6 +158,7 @@ class Generation:
     :param seeds: frames given from outside; their labels and lineage are kept when they are part of the result.
     :param keep_seeds: put the seeds first in the result, unfiltered.
     :param filters: what kept frames must pass; None: identical frames once.
+    :param sources: frames of earlier steps that were made elsewhere, by name; only parents here.
     :raises InvalidInputError: unusable steps (see :func:`check_steps`), at once; limits that cannot be kept, or nothing
         kept in the end, while iterating.
     """
@@ -131,10 +171,13 @@ class Generation:
         seed: int,
         keep_seeds: bool = False,
         filters: Filters | None = None,
+        sources: Mapping[str, Frames] | None = None,
     ) -> None:
         self._seeds = empty_frames() if seeds is None else seeds
+        self._sources = dict(sources or {})
         self._steps = {step.name: step for step in steps}
-        self._counts = check_steps(steps, n_seeds=len(self._seeds))
+        given = {name: len(frames) for name, frames in self._sources.items()}
+        self._counts = {SEEDS: len(self._seeds), **given, **check_steps(steps, n_seeds=len(self._seeds), given=given)}
         self._seed = seed
         self._keep_seeds = keep_seeds
         self._filters = filters or Filters()
@@ -158,15 +201,22 @@ class Generation:
             summaries = []
             for block in self._blocks(step):
                 kept, duplicates, dropped = keeper.keep(block) if step.keep else (block.take([]), 0, {})
-                summaries.append(_summarise(step, block, len(kept), duplicates, dropped))
+                summaries.append(summarise(step, block, len(kept), duplicates, dropped))
                 if len(kept):
                     n_kept += len(kept)
                     yield kept
-            self._table.append(_unite(summaries))
+            self._table.append(unite(summaries))
         if n_kept == 0:
             raise InvalidInputError(
                 "steps: nothing is kept: every step has keep: false, or made only frames that were known or left out"
             )
+
+    def frames_of(self, name: str) -> Iterator[Frames]:
+        """All frames that a step makes, kept or not, block by block.
+
+        :raises InvalidInputError: limits that cannot be kept, by the step or by one that it starts from.
+        """
+        return self._blocks(self._steps[name])
 
     def _blocks(self, step: Step) -> Iterator[Frames]:
         """All frames of a step, block by block: from memory, or made."""
@@ -202,8 +252,23 @@ class Generation:
                     yield chunk, part
 
     def _parents(self, step: Step) -> Iterator[Frames]:
-        for name in step.parents:
-            yield from (self._seeds,) if name == SEEDS else self._blocks(self._steps[name])
+        blocks = chain.from_iterable(self._pool(name) for name in step.parents)
+        total = sum(self._counts[name] for name in step.parents)
+        if step.n_parents is None or step.n_parents >= total:
+            yield from blocks
+            return
+        chosen = chosen_parents(total, step.n_parents, name=step.name, seed=self._seed, step_seed=step.seed)
+        first = 0
+        for block in blocks:
+            inside = chosen[(chosen >= first) & (chosen < first + len(block))] - first
+            first += len(block)
+            if len(inside):
+                yield block.take(inside)
+
+    def _pool(self, name: str) -> Iterator[Frames]:
+        if name in self._steps:
+            return self._blocks(self._steps[name])
+        return iter((self._seeds if name == SEEDS else self._sources[name],))
 
 
 class _Keeper:
@@ -248,33 +313,50 @@ def _portions(parameters: Any, name: str) -> Iterator[Any]:
         yield replace(parameters, **{name: min(BLOCK_ROWS, total - start)})
 
 
-def check_steps(steps: Sequence[Step], *, n_seeds: int) -> dict[str, int]:
-    """Frames each step will make, before anything is computed.
+def check_steps(
+    steps: Sequence[PlannedStep], *, n_seeds: int, given: Mapping[str, int] | None = None
+) -> dict[str, int]:
+    """Frames each step will make (of a step that a program makes: may make at most), before anything is computed.
 
+    :param n_seeds: frames given from outside.
+    :param given: number of frames of earlier steps that exist already, by name.
     :raises InvalidInputError: no steps, unknown generator, parents that are missing or come later, a name used twice,
         seeds that are needed but not given, or more than :data:`MAX_FRAMES` frames.
     """
     if not steps:
         raise InvalidInputError("steps: there are none")
-    counts = {SEEDS: n_seeds}
-    for step in steps:
-        where = f"steps.{step.name}"
-        if step.generator not in GENERATORS:
-            raise InvalidInputError(f"{where}: unknown generator {step.generator!r}; there are {sorted(GENERATORS)}")
+    counts = {SEEDS: n_seeds, **(given or {})}
+    for index, step in enumerate(steps):
+        where = f"steps[{index}]"
+        if isinstance(step, Step) and step.generator not in GENERATORS:
+            raise InvalidInputError(
+                f"{where}.generator: unknown generator {step.generator!r}; there are {sorted(GENERATORS)}"
+            )
         if step.name in counts:
-            raise InvalidInputError(f"{where}: the name is used twice")
-        if GENERATORS[step.generator].needs_parents:
+            raise InvalidInputError(f"{where}.name: the name {step.name!r} is used twice")
+        n_parents = 0
+        if step.needs_parents:
             if missing := [name for name in step.parents if name not in counts]:
                 raise InvalidInputError(f"{where}.parents: {missing} is no earlier step; there are {sorted(counts)}")
             n_parents = sum(counts[name] for name in step.parents)
             if n_parents == 0:
                 raise InvalidInputError(f"{where}.parents: {list(step.parents)} has no frames: give seed structures")
-            counts[step.name] = n_parents * step.parameters.per_parent
-        else:
-            counts[step.name] = step.parameters.count
-    if sum(counts.values()) > MAX_FRAMES:
-        raise InvalidInputError(f"steps: {sum(counts.values())} frames asked for; the most allowed is {MAX_FRAMES}")
-    return {name: count for name, count in counts.items() if name != SEEDS}
+            n_parents = min(n_parents, step.n_parents or n_parents)
+        counts[step.name] = step.expected(n_parents)
+    made = {step.name: counts[step.name] for step in steps}
+    if (total := n_seeds + sum(made.values())) > MAX_FRAMES:
+        raise InvalidInputError(f"steps: {total} frames asked for; the most allowed is {MAX_FRAMES}")
+    return made
+
+
+def chosen_parents(total: int, count: int, *, name: str, seed: int, step_seed: int) -> np.ndarray:
+    """(min(count, total),) rows that a step starts from, drawn without repeats from ``total``, in order.
+
+    :param name: of the step: like its other random numbers, they depend on it and on both seeds only.
+    """
+    word = int.from_bytes(digest(name, "parents").tobytes(), "little")
+    rng = np.random.default_rng(np.random.SeedSequence([seed, step_seed, word]))
+    return np.sort(rng.choice(total, size=min(count, total), replace=False))
 
 
 def _rng(seed: int, step: Step, block: int) -> np.random.Generator:
@@ -284,26 +366,34 @@ def _rng(seed: int, step: Step, block: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, step.seed, name, *([block] if block else [])]))
 
 
-def _summarise(step: Step, frames: Frames, n_kept: int, duplicates: int, dropped: dict[str, int]) -> StepSummary:
-    distance = float(smallest_distances(frames, cutoff=_REACH_ANG).min())
-    periodic = frames.pbc.all(axis=1)
-    volumes = np.abs(np.linalg.det(frames.cell[periodic])) / frames.natoms[periodic]
+def summarise(
+    step: PlannedStep, frames: Frames, n_kept: int, duplicates: int, dropped: Mapping[str, int]
+) -> StepSummary:
+    """Summary of frames that a step made, of which ``n_kept`` are kept."""
+    size: tuple[int, int] | None = None
+    distance, volumes = np.inf, np.zeros(0)
+    if len(frames):
+        size = (int(frames.natoms.min()), int(frames.natoms.max()))
+        distance = float(smallest_distances(frames, cutoff=_REACH_ANG).min())
+        periodic = frames.pbc.all(axis=1)
+        volumes = np.abs(np.linalg.det(frames.cell[periodic])) / frames.natoms[periodic]
     return StepSummary(
         name=step.name,
         generator=step.generator,
-        parents=step.parents if GENERATORS[step.generator].needs_parents else (),
+        parents=step.parents if step.needs_parents else (),
         frames=n_kept,
         made=len(frames),
         duplicates=duplicates,
-        natoms=(int(frames.natoms.min()), int(frames.natoms.max())),
+        natoms=size,
         volume_ang3_per_atom=(float(volumes.min()), float(volumes.max())) if len(volumes) else None,
         smallest_distance_ang=distance if np.isfinite(distance) else None,
-        dropped=dropped,
+        dropped=dict(dropped),
     )
 
 
-def _unite(parts: Sequence[StepSummary]) -> StepSummary:
+def unite(parts: Sequence[StepSummary]) -> StepSummary:
     """Summary of a step from those of its blocks."""
+    sizes = [part.natoms for part in parts if part.natoms is not None]
     volumes = [part.volume_ang3_per_atom for part in parts if part.volume_ang3_per_atom is not None]
     distances = [part.smallest_distance_ang for part in parts if part.smallest_distance_ang is not None]
     dropped: Counter[str] = sum((Counter(part.dropped) for part in parts), Counter())
@@ -312,7 +402,7 @@ def _unite(parts: Sequence[StepSummary]) -> StepSummary:
         frames=sum(part.frames for part in parts),
         made=sum(part.made for part in parts),
         duplicates=sum(part.duplicates for part in parts),
-        natoms=(min(part.natoms[0] for part in parts), max(part.natoms[1] for part in parts)),
+        natoms=(min(low for low, _ in sizes), max(high for _, high in sizes)) if sizes else None,
         volume_ang3_per_atom=(min(v[0] for v in volumes), max(v[1] for v in volumes)) if volumes else None,
         smallest_distance_ang=min(distances) if distances else None,
         dropped=dict(dropped),

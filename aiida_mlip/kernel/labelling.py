@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from aiida_mlip.kernel.frames import NONE, Frames, concatenate, from_arrays, id_keys
+from aiida_mlip.kernel.frames import NONE, Frames, concatenate, from_arrays, id_keys, row_keys
 
 #: Generator name of an isolated atom.
 ISOLATED_ATOM: Final[str] = "isolated_atom"
+#: What a row is: a bare geometry, one whose label failed, a labelled one.
+BARE, FAILED, LABELLED = range(3)
+#: Of each row (n,): identity of the frame, of the frame at its fidelity, and BARE, FAILED or LABELLED.
+RowStates: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]
 _LABEL_COLUMNS: Final[tuple[str, ...]] = ("energy", "stress", "failure", "cost", "label_uuid", "label_row")
 
 
@@ -103,3 +107,35 @@ def labelled_ids(frames: Frames, fidelity: str) -> np.ndarray:
     """(m, 16) ids of the frames labelled at a fidelity."""
     index = frames.fidelities.index(fidelity) if fidelity in frames.fidelities else NONE - 1
     return frames.frame_id[(frames.fidelity == index) & frames.labelled]
+
+
+def row_states(frames: Frames) -> RowStates:
+    """What tells which rows say the same, see :func:`surviving_rows`."""
+    return id_keys(frames.frame_id), row_keys(frames), states_of(frames.fidelity, frames.failure)
+
+
+def states_of(fidelity: np.ndarray, failure: np.ndarray) -> Int[np.ndarray, " n"]:
+    """(n,) BARE, FAILED or LABELLED from two columns."""
+    # a label may lack its energy (forces of a cluster fragment): what failed says so
+    state = np.where(failure == 0, LABELLED, FAILED)
+    state[fidelity == NONE] = BARE
+    return state
+
+
+def surviving_rows(states: Sequence[RowStates]) -> list[np.ndarray]:
+    """Per collection the mask of rows that are not said better, or earlier, by another row.
+
+    Of several labels of one frame at one fidelity the first survives. A failed row falls where the frame is labelled at
+    that fidelity, an unlabelled one where the frame is labelled or failed at any.
+
+    :param states: of each collection, see :func:`row_states`.
+    """
+    frame, key, state = (np.concatenate(parts) for parts in zip(*states, strict=True))
+    keep = np.zeros(len(frame), dtype=bool)
+    labelled, failed, bare = (np.flatnonzero(state == value) for value in (LABELLED, FAILED, BARE))
+    keep[labelled[np.unique(key[labelled], return_index=True)[1]]] = True
+    failed = failed[~np.isin(key[failed], key[labelled])]
+    keep[failed[np.unique(key[failed], return_index=True)[1]]] = True
+    bare = bare[~np.isin(frame[bare], frame[keep])]
+    keep[bare[np.unique(frame[bare], return_index=True)[1]]] = True
+    return np.split(keep, np.cumsum([len(part[0]) for part in states])[:-1])

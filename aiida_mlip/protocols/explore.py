@@ -63,7 +63,7 @@ def parse_explore(data: Any, *, where: str = "spec") -> ExploreSpec:
     return spec
 
 
-def resolved_spec(overrides: Mapping[str, Any], *, protocol: str | None = None) -> dict[str, Any]:
+def resolved_spec(overrides: Mapping[str, Any], *, protocol: str | None = None, where: str = "spec") -> dict[str, Any]:
     """Plain values of a protocol with overrides merged in; sections of other kinds are left out.
 
     :param overrides: at least ``kind``, what its section needs, and without a potential ``forces``.
@@ -74,7 +74,7 @@ def resolved_spec(overrides: Mapping[str, Any], *, protocol: str | None = None) 
     per_kind = merged.pop("kinds")
     own = per_kind.get(kind, {}) if isinstance(kind, str) else {}
     values = deep_merge(deep_merge(merged, own), overrides)
-    parse_explore(values)
+    parse_explore(values, where=where)
     return values
 
 

@@ -18,6 +18,11 @@
         count: 8
         keep: true               # false: only parents of others
         seed: 0                  # changes the random numbers of this step only
+      - generator: aimd          # a stage: a program makes the frames; its keys follow
+        parents: {of: [strain, random], count: 3}     # 3 of their frames, drawn by seed
+        temperatures_kelvin: [600]
+      - generator: import
+        dataset: known           # frames of the input `imports.known`, with their labels
     filters:                     # what kept frames must pass; a key left out is not looked at
       min_distance_ang: {Si-Si: 1.8}    # or one number; also where generators have limits of their own
       volume_ang3_per_atom: [10, 40]
@@ -25,22 +30,26 @@
       duplicate_tolerance: 0.005        # leave out structures that are there already, in any orientation and cell
 
 Generators that change frames make ``per_parent`` frames of each parent, those that invent them make ``count`` in all.
+Stages are those of :mod:`aiida_mlip.protocols.stages`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from functools import cache
-from typing import Any, get_type_hints
+from typing import Annotated, Any, TypeAlias, get_type_hints
 
-from pydantic import create_model
+from pydantic import Field, create_model
 
 from aiida_mlip.errors import InvalidInputError, ProtocolError
 from aiida_mlip.kernel.generate import SEEDS, Filters, Step, check_steps
 from aiida_mlip.kernel.generators import GENERATORS
 from aiida_mlip.kernel.sanity import SanityLimits
 from aiida_mlip.protocols.model import SpecModel, check_name, validate_spec
+from aiida_mlip.protocols.stages import STAGES, StageStep, read_stage
+
+AnyStep: TypeAlias = Step | StageStep
 
 
 class FilterSpec(SpecModel):
@@ -60,6 +69,17 @@ class GenerateSpec(SpecModel):
     filters: FilterSpec | None = None
 
 
+class ParentsSpec(SpecModel):
+    """Some frames of the parents.
+
+    :param of: ``seeds``, or names of earlier steps.
+    :param count: so many of their frames, drawn by seed, at most.
+    """
+
+    of: str | list[str] = SEEDS
+    count: Annotated[int, Field(ge=1)]
+
+
 class StepSpec(SpecModel):
     """Keys that every step has, whatever its generator."""
 
@@ -70,16 +90,16 @@ class StepSpec(SpecModel):
     seed: int = 0
 
 
-def parse_generate(data: Any, *, where: str = "spec") -> tuple[tuple[Step, ...], bool]:
+def parse_generate(data: Any, *, where: str = "spec") -> tuple[tuple[AnyStep, ...], bool]:
     """Steps of a specification and whether the seeds are part of the result.
 
     :param data: plain mapping, see the module's example.
-    :raises ProtocolError: unknown generator or key (with the nearest valid one), a value that is not allowed, steps
-        that cannot follow one another.
+    :raises ProtocolError: unknown generator, stage or key (with the nearest valid one), a value that is not allowed,
+        steps that cannot follow one another.
     """
     spec = validate_spec(GenerateSpec, data, where=where)
     _filters(spec, where=where)
-    steps = tuple(_parse_step(step, where=f"{where}.steps[{index}]") for index, step in enumerate(spec.steps))
+    steps = tuple(parse_step(step, where=f"{where}.steps[{index}]") for index, step in enumerate(spec.steps))
     try:
         check_steps(steps, n_seeds=1)
     except InvalidInputError as error:
@@ -107,38 +127,68 @@ def _filters(spec: GenerateSpec, *, where: str) -> Filters:
         raise ProtocolError(f"{where}.filters.{error}") from error
 
 
-def needs_seeds(steps: tuple[Step, ...]) -> bool:
-    """Whether any step takes its parents from the seeds."""
-    return any(GENERATORS[step.generator].needs_parents and SEEDS in step.parents for step in steps)
+def kernel_steps(steps: Sequence[AnyStep]) -> tuple[Step, ...]:
+    """The steps that generators make."""
+    return tuple(step for step in steps if isinstance(step, Step))
 
 
-def _parse_step(data: Mapping[str, Any], *, where: str) -> Step:
+def stage_steps(steps: Sequence[AnyStep]) -> dict[int, StageStep]:
+    """The steps that programs make, or that import, by their number."""
+    return {index: step for index, step in enumerate(steps) if isinstance(step, StageStep)}
+
+
+def parse_step(data: Mapping[str, Any], *, where: str) -> AnyStep:
+    """One step.
+
+    :raises ProtocolError: see :func:`parse_generate`.
+    """
+    known = sorted([*GENERATORS, *STAGES])
     if "generator" not in data:
-        raise ProtocolError(f"{where}.generator: missing; valid are {', '.join(sorted(GENERATORS))}")
-    name = check_name("generator", str(data["generator"]), sorted(GENERATORS), where=f"{where}.generator")
+        raise ProtocolError(f"{where}.generator: missing; valid are {', '.join(known)}")
+    name = check_name("generator", str(data["generator"]), known, where=f"{where}.generator")
+    data, n_parents = _split_parents(data, where=where)
+    common, parameters = (_read_stage if name in STAGES else _read_generator)(name, data, where)
+    if common.seed < 0:
+        raise ProtocolError(f"{where}.seed: must not be negative, got {common.seed}")
+    given: dict[str, Any] = {
+        "name": common.name or name,
+        "generator": name,
+        "parents": (common.parents,) if isinstance(common.parents, str) else tuple(common.parents),
+        "keep": common.keep,
+        "seed": common.seed,
+        "n_parents": n_parents,
+    }
+    return StageStep(job=parameters, **given) if name in STAGES else Step(parameters=parameters, **given)
+
+
+def _split_parents(data: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], int | None]:
+    """The step with plain ``parents``, and how many of their frames are taken."""
+    parents = data.get("parents")
+    if not isinstance(parents, Mapping):
+        return dict(data), None
+    spec = validate_spec(ParentsSpec, parents, where=f"{where}.parents")
+    return {**data, "parents": spec.of}, spec.count
+
+
+def _read_stage(name: str, data: dict[str, Any], where: str) -> tuple[StepSpec, Any]:
+    job = read_stage(name, data, common=list(StepSpec.model_fields), where=where)
+    if job.dataset and "parents" in data:
+        raise ProtocolError(f"{where}.parents: an import has none")
+    return validate_spec(StepSpec, {key: data[key] for key in data if key in StepSpec.model_fields}, where=where), job
+
+
+def _read_generator(name: str, data: dict[str, Any], where: str) -> tuple[StepSpec, Any]:
     model = _step_model(name)
     spec = validate_spec(model, data, where=where)
-    values = {key: getattr(spec, key) for key in model.model_fields}
-    common = {key: values.pop(key) for key in StepSpec.model_fields}
+    values = {key: getattr(spec, key) for key in model.model_fields if key not in StepSpec.model_fields}
     try:
-        parameters = GENERATORS[name].parameters(**values)
+        return spec, GENERATORS[name].parameters(**values)
     except InvalidInputError as error:
         raise ProtocolError(f"{where}.{error}") from error
-    parents = common["parents"]
-    if common["seed"] < 0:
-        raise ProtocolError(f"{where}.seed: must not be negative, got {common['seed']}")
-    return Step(
-        name=common["name"] or name,
-        generator=name,
-        parameters=parameters,
-        parents=(parents,) if isinstance(parents, str) else tuple(parents),
-        keep=common["keep"],
-        seed=common["seed"],
-    )
 
 
 @cache
-def _step_model(name: str) -> type[SpecModel]:
+def _step_model(name: str) -> type[StepSpec]:
     """Model with the common keys and those of a generator's parameter dataclass."""
     parameters = GENERATORS[name].parameters
     hints = get_type_hints(parameters, localns={"Mapping": Mapping}, include_extras=True)
@@ -146,5 +196,5 @@ def _step_model(name: str) -> type[SpecModel]:
     for entry in fields(parameters):
         default = entry.default if entry.default is not MISSING else ...
         keys[entry.name] = (hints[entry.name], default)
-    model: type[SpecModel] = create_model(f"{name}_step", __base__=StepSpec, __module__=__name__, **keys)
+    model: type[StepSpec] = create_model(f"{name}_step", __base__=StepSpec, __module__=__name__, **keys)
     return model

@@ -40,7 +40,7 @@ def parse_metadynamics(data: Any, *, where: str = "spec") -> MetadynamicsSpec:
     return spec
 
 
-def resolved_spec(overrides: Mapping[str, Any], *, protocol: str | None = None) -> dict[str, Any]:
+def resolved_spec(overrides: Mapping[str, Any], *, protocol: str | None = None, where: str = "spec") -> dict[str, Any]:
     """Plain values of a protocol with overrides merged in; defaults of the engine that is not used are left out.
 
     :param overrides: at least ``engine`` and, without a potential, ``forces``.
@@ -51,7 +51,7 @@ def resolved_spec(overrides: Mapping[str, Any], *, protocol: str | None = None) 
     per_engine = merged.pop("engines")
     own = per_engine.get(engine, {}) if isinstance(engine, str) else {}
     values = deep_merge(deep_merge(merged, own), overrides)
-    parse_metadynamics(values)
+    parse_metadynamics(values, where=where)
     return values
 
 

@@ -97,6 +97,7 @@ def _load(stage: str) -> dict[str, Any]:
 
 def _nearest(name: str, valid: list[str]) -> str:
     close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    close = close or [other for other in valid if name and other.startswith(name)]
     listing = f"; valid are {', '.join(sorted(valid))}"
     return f" (did you mean {close[0]!r}?){listing}" if close else listing
 
@@ -109,6 +110,8 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], where: str) -> 
         return f"{path}: unknown key {location[-1]!r}{_nearest(location[-1], keys)}"
     if problem["type"] == "missing":
         return f"{path}: missing"
+    if problem["type"] == "value_error" and isinstance(problem.get("input"), Mapping):
+        return f"{path}: {str(problem['msg']).removeprefix('Value error, ')}"  # keys that do not go together
     return f"{path}: {problem['msg']}, got {problem.get('input')!r}"
 
 

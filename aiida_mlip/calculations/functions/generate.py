@@ -15,7 +15,7 @@ from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.coverage import coverage, reference_space
 from aiida_mlip.kernel.frames import Frames, concatenate, from_ase, id_bytes
 from aiida_mlip.kernel.generate import Generation, StepSummary
-from aiida_mlip.protocols.generate import parse_filters, parse_generate
+from aiida_mlip.protocols.generate import kernel_steps, parse_filters, parse_generate
 
 
 @calcfunction
@@ -28,7 +28,7 @@ def generate(
 ) -> dict[str, orm.Data] | ExitCode:
     """Make frames from a specification (see :mod:`aiida_mlip.protocols.generate`), block by block.
 
-    :param spec: ``steps``, ``keep_seeds`` and ``filters``.
+    :param spec: ``steps`` (of generators only), ``keep_seeds`` and ``filters``.
     :param seed: of all random numbers.
     :param structures: seed frames.
     :param reference: the summary says which part of this dataset's environments the frames reach.
@@ -40,13 +40,15 @@ def generate(
         seeds = seed_frames(structures, cells)
         n_seeds = len(seeds) if keep_seeds and seeds is not None else 0
         filters = parse_filters(spec.get_dict())
-        run = Generation(seeds, steps, seed=seed.value, keep_seeds=keep_seeds, filters=filters)
+        run = Generation(seeds, kernel_steps(steps), seed=seed.value, keep_seeds=keep_seeds, filters=filters)
         dataset = DatasetData.from_blocks(
             _stamped(run, n_seeds), settings=structures.settings if structures is not None else None
         )
     except InvalidInputError as error:
         return ExitCode(310, f"frames could not be generated: {error}")
     summary = summary_dict(run.table, n_seeds=n_seeds)
+    for step in summary["steps"]:
+        step["process"] = Process.current().node.uuid
     if reference is not None:
         reached = coverage(dataset.iter_shards(), reference_space(reference.iter_shards))
         summary["coverage"] = asdict(reached)
@@ -74,11 +76,12 @@ def seed_frames(structures: DatasetData | None, cells: Mapping[str, orm.Structur
 
 def summary_dict(table: tuple[StepSummary, ...], *, n_seeds: int) -> dict[str, Any]:
     """Plain JSON of what each step made; ``n_frames`` counts the kept seeds, too."""
-    steps = [{key: _plain(value) for key, value in asdict(step).items()} for step in table]
+    steps = [{key: plain(value) for key, value in asdict(step).items()} for step in table]
     return {"steps": steps, "n_seeds": n_seeds, "n_frames": n_seeds + sum(step.frames for step in table)}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of a summary as JSON has it."""
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value.item() if isinstance(value, np.generic) else value
