@@ -179,6 +179,27 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(20261121)
 
 
+def pytest_collection_modifyitems(items):
+    """Whoever asks for the committee first waits for its training."""
+    for item in items:
+        if "emt_copper_committee" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(1800))
+
+
+@pytest.fixture(scope="session")
+def emt_copper_committee(tmp_path_factory):
+    """Four NequIP potentials of 300 K bulk copper and the frames that test them, see ``emt_copper``.
+
+    Trained once for all processes of a test session (two to three minutes of one core); a folder named in
+    AIIDA_MLIP_TEST_COMMITTEES keeps them for the next session.
+    """
+    import emt_copper
+
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    return emt_copper.committee(Path(os.environ.get("AIIDA_MLIP_TEST_COMMITTEES", shared)))
+
+
 @pytest.fixture(scope="session")
 def toy_package(tmp_path_factory) -> Path:
     """A NequIP package (Si and C, cutoff 4 Å, double precision) trained for one epoch on Lennard-Jones labels."""
