@@ -18,6 +18,9 @@ OUTPUT_FILE: Final[str] = "output.json"
 TRAJECTORY_FILE: Final[str] = "trajectory.npz"
 #: One value per frame: run, step, temperature, energy, ...
 SERIES_FILE: Final[str] = "series.npz"
+#: Shard of the frames that the watch found worth a label, and the grades of their atoms.
+SELECTED_FILE: Final[str] = "selected.npz"
+GRADES_FILE: Final[str] = "grades.npz"
 #: Where unfinished and stopped runs go on from.
 CHECKPOINT_FILE: Final[str] = "checkpoint.npz"
 
@@ -232,6 +235,7 @@ class ExploreSpec(Settings):
     :param seed: of all random numbers.
     :param fixed_atoms: atoms (from 0) that do not move, in every structure.
     :param limits: where a run ends.
+    :param selected_every: steps between two frames that are selected for a label, at least.
     :param device: for a potential.
     :param fidelity: level of theory of a potential of several.
     """
@@ -243,6 +247,7 @@ class ExploreSpec(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     fixed_atoms: tuple[Atom, ...] = ()
     limits: Limits = Limits()
+    selected_every: Steps = 20
     md: MolecularDynamics | None = None
     relax: Relaxation | None = None
     monte_carlo: MonteCarlo | None = None
@@ -302,6 +307,20 @@ class ExploreSpec(Settings):
         return None if section is None else section.temperature_k
 
     @property
+    def start_temperature_k(self) -> float | None:
+        """Temperature of the starting velocities; None: there are none."""
+        if self.md is not None:
+            return self.md.segments[0].temperature_k
+        return None if self.lammps is None else self.lammps.temperature_k
+
+    @property
+    def starts_at_rest(self) -> bool:
+        """Whether the centre of mass has no velocity at the start: where no thermostat moves it anyway."""
+        if self.md is not None:
+            return self.md.segments[0].ensemble == "nve"
+        return self.lammps is not None and self.lammps.integrate == "nve"
+
+    @property
     def generator(self) -> str:
         """What the frames are called in a dataset's column of generators."""
         return "melt_quench" if self.md is not None and self.md.melt_quench is not None else self.kind
@@ -312,7 +331,7 @@ class ExploreRequest(Settings):
 
     :param spec: what to do.
     :param structures: shards of the starting structures.
-    :param engine_input: whether ``engine_input.txt`` holds the person's own LAMMPS commands.
+    :param engine_input: name of the file with the person's own LAMMPS commands, if any.
     :param restart_stopped: whether runs that a watch or limit ended go on from their last trusted frame, too.
     :param sha256: hash that the package of the potential must have.
     :param species: chemical symbols that the potential covers, in the order of its types.
@@ -325,7 +344,7 @@ class ExploreRequest(Settings):
     version: Literal[1] = 1
     spec: ExploreSpec
     structures: tuple[str, ...] = (FRAMES_FILE,)
-    engine_input: bool = False
+    engine_input: str | None = None
     restart_stopped: bool = False
     sha256: str | None = None
     species: tuple[str, ...] = ()

@@ -5,7 +5,7 @@ The energy comes from a callback, so that any potential drives it; a worker supp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -91,7 +91,7 @@ def swap_monte_carlo(
     """Canonical sampling of the arrangement of atoms on sites, the composition fixed.
 
     :param numbers: (a,) atomic numbers at the start.
-    :param energy: total energy (eV) of an arrangement; called once per step.
+    :param energy: total energy (eV) of an arrangement, inf for one that is not allowed; called once per step.
     :param temperature: K.
     :param n_steps: attempted swaps.
     :param sites: which atoms take part; None: all.
@@ -127,6 +127,7 @@ def hybrid_monte_carlo(
     md_steps: int = 10,
     timestep_fs: float = 2.0,
     sites: Int[np.ndarray, "s"] | None = None,
+    fixed: Sequence[int] = (),
 ) -> HybridRun:
     """Swaps and hybrid moves in turn: arrangement and displacements are sampled together, at a fixed cell.
 
@@ -140,6 +141,7 @@ def hybrid_monte_carlo(
     :param temperature: K.
     :param swaps_per_cycle: attempted swaps before each hybrid move; 0 for none.
     :param timestep_fs: fs.
+    :param fixed: atoms that do not move.
     :raises InvalidInputError: see :func:`swap_monte_carlo`.
     """
     current, where = np.array(numbers, dtype=np.uint8), np.array(positions, dtype=float)
@@ -160,7 +162,7 @@ def hybrid_monte_carlo(
             value, taken = _swap(current, value, frozen, sites, temperature, rng)  # type: ignore[arg-type]  # set above
             swaps += taken
         where, value, taken = _hybrid_move(
-            current, where, value, energy_and_forces, temperature, md_steps, timestep_fs, rng
+            current, where, value, energy_and_forces, temperature, md_steps, timestep_fs, rng, fixed
         )
         moves += taken
         records.append((current.copy(), where.copy(), value))
@@ -184,7 +186,10 @@ def _swap(
     """One attempt; ``numbers`` is changed in place when it is accepted. Returns the energy and whether it was."""
     i, j = propose_swap(numbers, sites, rng)
     numbers[i], numbers[j] = numbers[j], numbers[i]
-    new = _finite(energy(numbers))
+    new = energy(numbers)
+    if np.isnan(new):
+        raise InvalidInputError(f"energy: the potential returned {new}")
+    # an infinite energy (atoms that may not come so close) is refused
     if rng.random() < acceptance(new - value, temperature):
         return new, True
     numbers[i], numbers[j] = numbers[j], numbers[i]
@@ -200,13 +205,22 @@ def _hybrid_move(
     md_steps: int,
     timestep: float,
     rng: np.random.Generator,
+    fixed: Sequence[int],
 ) -> tuple[np.ndarray, float, bool]:
     """Velocity Verlet from fresh velocities; positions and energy after the decision."""
     masses = AMU_ANG2_PER_FS2 * atomic_masses[numbers][:, None]  # velocities in Å/fs
     velocities = rng.normal(size=positions.shape) * np.sqrt(BOLTZMANN * temperature / masses)
+    velocities[list(fixed)] = 0.0
+
+    def pulling(trial: np.ndarray, where: np.ndarray) -> tuple[float, np.ndarray]:
+        energy, forces = energy_and_forces(trial, where)
+        forces = np.array(forces)
+        forces[list(fixed)] = 0.0
+        return energy, forces
+
     before = value + 0.5 * float((masses * velocities**2).sum())
     trial, velocities, new = velocity_verlet(
-        numbers, positions, velocities, energy_and_forces, n_steps=md_steps, timestep_fs=timestep
+        numbers, positions, velocities, pulling, n_steps=md_steps, timestep_fs=timestep
     )
     after = new + 0.5 * float((masses * velocities**2).sum())
     # a trajectory that ran away has an energy that is not finite: rejected

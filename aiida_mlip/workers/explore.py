@@ -1,0 +1,80 @@
+"""``aiida-mlip-explore``: dynamics, relaxations and Monte Carlo with a potential, on the compute node.
+
+Reads ``input.json`` (:class:`~aiida_mlip.io.explore.ExploreRequest`), the shards of structures, and where they are
+there the packages of potentials, a file of LAMMPS commands and ``checkpoint.npz``. The runs (structures × replicas)
+follow one another. Writes ``trajectory.npz`` (frames), ``series.npz``, ``selected.npz`` and ``grades.npz`` (frames
+worth a label), ``output.json`` and, unless every run is done, ``checkpoint.npz``; every half minute, at the end, and
+when the scheduler says that it is over. Exit status 0 unless nothing at all could be done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from ase.calculators.calculator import Calculator
+from pydantic import ValidationError
+
+from aiida_mlip.errors import MlipError, SpeciesError
+from aiida_mlip.io.explore import OUTPUT_FILE, REQUEST_FILE, ExploreReport, ExploreRequest
+from aiida_mlip.workers.explore_simulation import Simulation
+from aiida_mlip.workers.force_source import ModelNotLoadedError
+from aiida_mlip.workers.lammps_driver import LammpsMissingError
+from aiida_mlip.workers.requested_forces import requested_calculator
+from aiida_mlip.workers.run_files import read_frames, replace_file
+
+_REASONS: Final[tuple[tuple[type[Exception], Any], ...]] = (
+    (LammpsMissingError, "engine_missing"),
+    (SpeciesError, "species_not_covered"),
+    (ModelNotLoadedError, "model_not_loaded"),
+)
+
+
+def run(folder: Path, request: ExploreRequest) -> ExploreReport:
+    """Do what a request asks, in a folder; see the module's text for the files.
+
+    :raises InvalidInputError: input that cannot be used.
+    :raises SpeciesError: an element that the potential does not cover.
+    :raises LammpsMissingError: LAMMPS is asked for and not installed here.
+    """
+    structures = read_frames(folder, request.structures)
+    return Simulation(folder, request, _calculator(folder, request, structures), structures).run()
+
+
+def _calculator(folder: Path, request: ExploreRequest, structures: Any) -> Calculator:
+    spec = request.spec
+    if spec.lammps is not None and spec.lammps.pair_commands and spec.forces is None and request.sha256 is None:
+        return Calculator()  # never asked: LAMMPS has the forces
+    return requested_calculator(folder, request, structures)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    :returns: 0, or 2 when nothing at all could be done (``output.json`` says why).
+    """
+    parser = argparse.ArgumentParser(
+        prog="aiida-mlip-explore", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="where the files are (default: here)")
+    folder: Path = parser.parse_args(arguments).folder.resolve()
+    try:
+        request = ExploreRequest.model_validate(json.loads((folder / REQUEST_FILE).read_text(encoding="utf-8")))
+        report = run(folder, request)
+    except (OSError, ValueError, ValidationError, MlipError) as error:
+        reason = next((name for kind, name in _REASONS if isinstance(error, kind)), "invalid_input")
+        print(f"error: {error}", file=sys.stderr)
+        refusal = ExploreReport(status="refused", reason=reason, message=str(error)[:2000])
+        if folder.is_dir():
+            replace_file(folder / OUTPUT_FILE, refusal.model_dump_json(indent=1).encode())
+        return 2
+    print(f"{report.status}: {sum(run.frames for run in report.runs)} frames, {report.seconds:.1f} s")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
