@@ -113,6 +113,11 @@ def energy_shifts(frames: Frames, shifts: Mapping[str, float]) -> np.ndarray:
     return np.bincount(frames.atom_rows(), weights=table[frames.numbers], minlength=len(frames))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it was memory that a model's call lacked."""
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS)
+
+
 def _batches(natoms: np.ndarray, limit: int, most: int | None) -> Iterator[np.ndarray]:
     """Rows in order, grouped so that a group has at most ``limit`` atoms (or is one frame) and ``most`` frames."""
     start, size = 0, 0
@@ -132,7 +137,7 @@ def _attempt(
     try:
         return _evaluate(model, frames, rows, fidelity, features=features)
     except Exception as error:  # noqa: BLE001 - the model is foreign code; the frame's row says that it failed
-        if isinstance(error, MemoryError) or any(word in str(error).lower() for word in _MEMORY_WORDS):
+        if is_out_of_memory(error):
             _free_memory(model)
             return Failure.OUT_OF_MEMORY
         if len(rows) == 1:

@@ -1,0 +1,127 @@
+"""Forces of one system, step after step: what dynamics needs from a loaded model, with as little else as possible.
+
+:func:`aiida_mlip.workers.inference.predict` is for many frames; here the same numbers come from a neighbour list that
+is kept while atoms move, without a copy of the frame and without a batch around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float64
+
+from aiida_mlip.errors import ExternalProgramError, SpeciesError
+from aiida_mlip.kernel.frames import Failure
+from aiida_mlip.kernel.pair_list import PairList, Pairs
+from aiida_mlip.workers.inference import is_out_of_memory
+from aiida_mlip.workers.model_loading import LoadedModel
+
+#: Å beyond the cutoff that the neighbour list reaches; measured best for solids at 300-1000 K.
+SKIN: Final[float] = 0.5
+
+
+@dataclass(frozen=True)
+class Step:
+    """A potential's word on one geometry.
+
+    :param energy: eV, as the package gives it.
+    :param forces: (a, 3) eV/Å.
+    :param stress: (3, 3) eV/Å³, tension positive; None unless periodic in three directions.
+    :param features: (a, d) tensor after the last layer, on the model's device; None: the model gives none.
+    :param types: (a,) tensor of the model's types, on its device.
+    :param pairs: within the model's cutoff.
+    """
+
+    energy: float
+    forces: Float64[np.ndarray, "a 3"]
+    stress: Float64[np.ndarray, "3 3"] | None
+    features: Any  # torch.Tensor, torch is not imported here
+    types: Any
+    pairs: Pairs
+
+
+class StepForces:
+    """Forces of a system that keeps its atoms.
+
+    :param model: see :func:`aiida_mlip.workers.model_loading.load_model`; one for ``frames="one"`` is the fastest.
+    :param fidelity: index of the level of theory, for a model of several.
+    :param skin: of the neighbour list, Å.
+    """
+
+    def __init__(self, model: LoadedModel, *, fidelity: int | None = None, skin: float = SKIN) -> None:
+        self._model = model
+        self._fidelity = fidelity
+        self._list = PairList(model.cutoff_ang, skin=skin)
+        self._numbers = np.empty(0, dtype=int)
+        self._types: Any = None
+
+    def evaluate(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Step:
+        """Energy, forces, stress and features of a geometry, from one call of the model.
+
+        :param numbers: (a,) atomic numbers.
+        :param positions: (a, 3) Å.
+        :param cell: (3, 3) Å, rows are lattice vectors; zeros where there is none.
+        :param pbc: (3,) periodicity.
+        :raises ExternalProgramError: the model fails, or gives numbers that are not finite.
+        :raises SpeciesError: an element that the model does not cover.
+        """
+        if not np.array_equal(numbers, self._numbers):
+            self._types, self._numbers = self._type_indices(numbers), np.array(numbers)
+        if not np.isfinite(positions).all():
+            raise ExternalProgramError("the potential gave no forces: positions are not finite")
+        pairs = self._list.pairs(positions, cell, pbc)
+        inputs = self._inputs(positions, cell, pairs)
+        try:
+            outputs = self._model.call(inputs)
+        except Exception as error:  # the model is foreign code and may raise anything
+            label = (Failure.OUT_OF_MEMORY if is_out_of_memory(error) else Failure.CRASHED).label
+            raise ExternalProgramError(
+                f"the potential gave no forces: {label} ({type(error).__name__}: {error})"
+            ) from error
+        return self._step(inputs, outputs, pairs, periodic=bool(np.all(pbc)))
+
+    def _step(self, inputs: dict[str, Any], outputs: Any, pairs: Pairs, *, periodic: bool) -> Step:
+        a = len(self._numbers)
+        energy = float(outputs["total_energy"].detach().reshape(-1)[0])
+        forces = outputs["forces"].detach()[:a].cpu().double().numpy()
+        if not (np.isfinite(energy) and np.isfinite(forces).all()):
+            raise ExternalProgramError(f"the potential gave no forces: {Failure.IMPLAUSIBLE.label} (not finite)")
+        stress = None
+        if periodic and (found := outputs.get("stress")) is not None and found.numel():
+            stress = found.detach().cpu().double().numpy().reshape(-1, 3, 3)[0]
+            stress = stress if np.isfinite(stress).all() else None
+        features = None if self._model.feature_field is None else self._model.features(inputs, outputs)[:a]
+        return Step(energy, forces, stress, features, inputs["atom_types"][:a], pairs)
+
+    def _type_indices(self, numbers: np.ndarray) -> Any:
+        import torch
+        from ase.data import chemical_symbols
+
+        names = self._model.type_names
+        symbols = [chemical_symbols[number] for number in numbers]
+        if missing := sorted(set(symbols) - set(names)):
+            raise SpeciesError(f"the model does not cover {', '.join(missing)}; it covers {', '.join(names)}")
+        return torch.tensor([names.index(symbol) for symbol in symbols])
+
+    def _inputs(self, positions: np.ndarray, cell: np.ndarray, pairs: Pairs) -> dict[str, Any]:
+        """The model's input: the graph of `predict`, built without it."""
+        import torch
+        from nequip.data import AtomicDataDict
+
+        data = {
+            AtomicDataDict.POSITIONS_KEY: torch.tensor(positions, dtype=torch.float64),
+            AtomicDataDict.CELL_KEY: torch.tensor(cell, dtype=torch.float64).view(1, 3, 3),
+            AtomicDataDict.EDGE_INDEX_KEY: torch.as_tensor(pairs.index),
+            AtomicDataDict.EDGE_CELL_SHIFT_KEY: torch.as_tensor(pairs.shift),
+            AtomicDataDict.ATOM_TYPE_KEY: self._types,
+        }
+        if self._fidelity is not None:
+            data[AtomicDataDict.DATASET_KEY] = torch.tensor([[self._fidelity]])
+        for transform in self._model.transforms:  # cutoffs per pair of elements shorten the list
+            if (prune := getattr(transform, "_pruner", None)) is not None:
+                data = prune(data)
+        if self._model.smallest_batch > 1:
+            data = AtomicDataDict.batched_from_list([data] * self._model.smallest_batch)
+        return dict(AtomicDataDict.to_(data, self._model.device))
