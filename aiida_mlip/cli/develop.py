@@ -65,7 +65,7 @@ def _builder(spec: DevelopSpec, folder: Path) -> Any:  # Any: a ProcessBuilder
         image.calc = None  # seeds are geometries
     return DevelopWorkChain.get_builder_from_protocol(
         DatasetData.from_frames(from_ase(images, source=", ".join(spec.structures))),
-        codes={name: _code(name, label) for name, label in spec.codes.items()},
+        codes={name: load_code(name, label) for name, label in spec.codes.items()},
         fidelities=spec.fidelities,
         protocol=spec.protocol,
         overrides=spec.overrides,
@@ -84,7 +84,12 @@ def _images(path: Path) -> list[Any]:  # Any: ase.Atoms
     return images
 
 
-def _code(name: str, label: str) -> orm.AbstractCode:
+def load_code(name: str, label: str) -> orm.AbstractCode:
+    """Code of a job file.
+
+    :param name: its key below ``codes``.
+    :raises InvalidInputError: the profile has no code of that label.
+    """
     from aiida import orm
     from aiida.common.exceptions import MultipleObjectsError, NotExistent
 

@@ -14,79 +14,122 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from aiida_mlip.data.dataset import DatasetData
+    from aiida_mlip.kernel.frames import Frames
+    from aiida_mlip.protocols.generate import GenerateJob
 
 
 @click.command()
 @click.argument("structures", nargs=-1)
 @click.option("--spec", "spec_path", type=click.Path(path_type=Path, dir_okay=False), help="YAML file of the steps.")
 @click.option("--protocol", help="fast, moderate or precise, where there is no --spec.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random numbers.")
-@click.option("--preview", is_flag=True, help="Print what would be made; nothing is stored.")
-@click.option("--cost-from", metavar="DATASET", help="Estimate DFT core-hours from the costs of this labelled dataset.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of all random numbers (default 0, or as the file says).")
+@click.option("--code", "codes", multiple=True, metavar="NAME=LABEL", help="Code of stages, e.g. pw=pw@localhost.")
+@click.option(
+    "--potential", metavar="POTENTIAL", help="Potential of stages that name no calculator: pk, uuid or label."
+)
+@click.option("--import", "imports", multiple=True, metavar="NAME=DATASET", help="Dataset of an import step.")
+@click.option("--reference", metavar="DATASET", help="Say how much of this dataset's environments is reached.")
+@click.option("--preview", is_flag=True, help="Print what would be made, and its cost; nothing is stored or run.")
+@click.option(
+    "--cost-from", metavar="DATASET", help="Estimate core-hours from this dataset only, not all of the profile."
+)
+@click.option("--submit", "to_daemon", is_flag=True, help="Hand the job to the daemon instead of running it here.")
 @click.option("--label", default="", help="Label of the dataset.")
 def generate(
     structures: tuple[str, ...],
     spec_path: Path | None,
     protocol: str | None,
-    seed: int,
+    *,
+    seed: int | None,
+    codes: tuple[str, ...],
+    potential: str | None,
+    imports: tuple[str, ...],
+    reference: str | None,
     preview: bool,
     cost_from: str | None,
+    to_daemon: bool,
     label: str,
 ) -> None:
-    """Generate frames from STRUCTURES: pks of datasets or structures, or files that ASE reads."""
+    """Generate frames from STRUCTURES: pks of datasets or structures, or files that ASE reads.
+
+    The keys of the file are documented in aiida_mlip.protocols.generate (GenerateJob); options that are given here
+    replace those of the file. examples/generate.yaml is one.
+    """
     from rich.console import Console
 
     from aiida_mlip.protocols.generate import parse_generate
 
-    settings = _settings(spec_path, protocol)
-    steps, keep_seeds = parse_generate(settings, where=str(spec_path or "generate"))
-    if cost_from is not None or not preview or any(not Path(name).exists() for name in structures):
-        load_profile()
-    console = Console()
+    job = _job(spec_path, protocol)
+    given = {"seed": seed, "potential": potential, "reference": reference}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes["codes"] = {**job.codes, **_pairs(codes, "--code")}
+    changes["imports"] = {**job.imports, **_pairs(imports, "--import")}
+    changes["structures"] = [*_beside(job.structures, spec_path), *structures]
+    job = job.model_copy(update=changes)
+    parse_generate(job.spec, where=str(spec_path or "generate"))
+    console = Console(highlight=False)
     if preview:
-        from aiida_mlip.calculations.functions.generate import summary_dict
-        from aiida_mlip.kernel.generate import generate as generate_frames
-        from aiida_mlip.protocols.generate import parse_filters
+        from aiida_mlip.cli.generate_preview import print_preview
 
-        seeds = _seed_frames(structures)
-        frames, table = generate_frames(seeds, steps, seed=seed, keep_seeds=keep_seeds, filters=parse_filters(settings))
-        n_seeds = len(seeds) if keep_seeds and seeds is not None else 0
-        console.print(summary_table(summary_dict(table, n_seeds=n_seeds)))
-        if cost_from is not None:
-            console.print(_cost_line(frames.natoms.tolist(), cost_from), soft_wrap=True)
+        print_preview(job, seeds=_seed_frames(job.structures), cost_from=cost_from, console=console)
         return
-    outputs = _run(structures, settings, seed)
-    node = outputs["dataset"]
-    node.label = label
-    console.print(summary_table(outputs["summary"].get_dict(), caption=f"from Dict<{outputs['summary'].pk}>"))
-    console.print(f"dataset: DatasetData<{node.pk}> {node.uuid}", soft_wrap=True)
-    if cost_from is not None:
-        console.print(_cost_line(node.column("natoms").tolist(), cost_from), soft_wrap=True)
+    load_profile()
+    builder = _builder(job)
+    if to_daemon:
+        _submit(builder)
+        return
+    outputs, process = _run(builder)
+    if "dataset" in outputs:
+        node, summary = outputs["dataset"], outputs["summary"]
+        if label:
+            node.label = label
+        console.print(summary_table(summary.get_dict(), caption=f"from Dict<{summary.pk}>"))
+        console.print(f"dataset: DatasetData<{node.pk}> {node.uuid}", soft_wrap=True)
+        if cost_from is not None:
+            from aiida_mlip.cli.generate_preview import print_cost_of
+
+            print_cost_of(node, cost_from, console=console)
+    if not process.is_finished_ok:
+        raise InvalidInputError(f"GenerateWorkChain<{process.pk}>: {process.exit_message}")
 
 
 def summary_table(summary: dict[str, Any], *, caption: str | None = None) -> Table:
-    """Table of what each step made, from the summary of :func:`aiida_mlip.calculations.functions.generate.generate`."""
+    """Table of what each step made, from the summary of a generation or of its preview."""
     from rich.table import Table
 
-    table = Table(title=f"{summary['n_frames']} frames", caption=caption, title_justify="left", caption_justify="left")
+    rough = any(step.get("estimated") for step in summary["steps"])
+    title = f"{'about ' if rough else ''}{summary['n_frames']} frames"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for name in ("step", "from"):
         table.add_column(name)
     for name in ("frames", "left out", "atoms", "volume\nÅ³/atom", "smallest\ndistance Å"):
         table.add_column(name, justify="right")
+    if has_labels := any(step.get("labels") for step in summary["steps"]):
+        table.add_column("labels")
+    if has_process := any("process" in step for step in summary["steps"]):
+        table.add_column("made by")
     if summary["n_seeds"]:
-        table.add_row("seeds", "", str(summary["n_seeds"]), "", "", "", "")
+        table.add_row("seeds", "", str(summary["n_seeds"]))
     for step in summary["steps"]:
-        title = step["name"] if step["name"] == step["generator"] else f"{step['name']} ({step['generator']})"
+        name = step["name"] if step["name"] == step["generator"] else f"{step['name']} ({step['generator']})"
         volume, distance = step["volume_ang3_per_atom"], step["smallest_distance_ang"]
-        table.add_row(
-            title,
+        known = step["natoms"] is not None and not step.get("estimated")
+        cells = [
+            name,
             ", ".join(step["parents"]) or "nothing",
-            str(step["frames"]),
+            f"{'about ' if step.get('estimated') else ''}{step['frames']}",
             _left_out(step),
-            _span(step["natoms"], "d"),
+            _span(step["natoms"], "d") if step["natoms"] else "",
             _span(volume, ".2f") if volume else "",
-            f"{distance:.3f}" if distance is not None else "> 6",
-        )
+            f"{distance:.3f}" if distance is not None else ("> 6" if known else ""),
+        ]
+        if has_labels:
+            labels = step.get("labels", {}).items()
+            cells.append(", ".join(f"{entry['labelled']} {fidelity}" for fidelity, entry in labels))
+        if has_process:
+            status = step.get("exit_status")
+            cells.append((step.get("process") or "given")[:8] + (f" [{status}]" if status else ""))
+        table.add_row(*cells)
     return table
 
 
@@ -101,11 +144,15 @@ def _span(window: list[float], form: str) -> str:
     return low if low == high else f"{low} .. {high}"
 
 
-def _settings(path: Path | None, protocol: str | None) -> dict[str, Any]:
-    from aiida_mlip.protocols.model import merged_protocol
+# -- what is asked -------------------------------------------------------------------------------------------------
+
+
+def _job(path: Path | None, protocol: str | None) -> GenerateJob:
+    from aiida_mlip.protocols.generate import GenerateJob
+    from aiida_mlip.protocols.model import merged_protocol, validate_spec
 
     if path is None:
-        return merged_protocol("generate", protocol)
+        return validate_spec(GenerateJob, merged_protocol("generate", protocol), where="generate")
     if protocol is not None:
         raise InvalidInputError("give --spec or --protocol, not both")
     import yaml
@@ -116,17 +163,34 @@ def _settings(path: Path | None, protocol: str | None) -> dict[str, Any]:
         raise InvalidInputError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise InvalidInputError(f"{path}: expected a mapping with the key 'steps', got {type(content).__name__}")
-    return content
+    return validate_spec(GenerateJob, content, where=str(path))
 
 
-def _seed_frames(structures: tuple[str, ...]) -> Any:  # Any: Frames or None; kernel types are imported on use
+def _pairs(texts: tuple[str, ...], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` options as a mapping."""
+    result = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not (name and separator and value):
+            raise InvalidInputError(f"{option}: expected NAME=VALUE, got {text!r}")
+        result[name] = value
+    return result
+
+
+def _beside(names: list[str | int], spec_path: Path | None) -> list[str]:
+    """Structures of a file: files beside it, or nodes."""
+    folder = Path() if spec_path is None else spec_path.parent
+    return [str(folder / str(name)) if (folder / str(name)).exists() else str(name) for name in names]
+
+
+def _seed_frames(structures: list[str | int]) -> Frames | None:
     from aiida import orm
 
     from aiida_mlip.io.readers import join, read_path
     from aiida_mlip.kernel.frames import concatenate, from_ase
 
     parts = []
-    for name in structures:
+    for name in map(str, structures):
         if Path(name).exists():  # no profile is needed to look at what a file would give
             parts.append(join(read_path(name, fidelity=None)))
             continue
@@ -144,51 +208,67 @@ def _seed_node(name: str) -> Any:  # Any: DatasetData or StructureData
 
     if Path(name).exists():
         return DatasetData.from_frames(join(read_path(name, fidelity=None)))
+    if Path(name).suffix:
+        raise InvalidInputError(f"there is no file {name}")
     return load_typed(name, (DatasetData, orm.StructureData), "dataset, structure or file")
 
 
-def _run(structures: tuple[str, ...], settings: dict[str, Any], seed: int) -> dict[str, Any]:
+def _builder(job: GenerateJob) -> Any:  # Any: a ProcessBuilder
     from aiida import orm
-    from aiida.engine import run_get_node
 
+    from aiida_mlip.cli.develop import load_code
     from aiida_mlip.data.dataset import DatasetData
+    from aiida_mlip.data.potential import PotentialData
     from aiida_mlip.workchains.generate import GenerateWorkChain
 
-    nodes = [_seed_node(name) for name in structures]
+    nodes = [_seed_node(str(name)) for name in job.structures]
     datasets = [node for node in nodes if isinstance(node, DatasetData)]
+    cells = [node for node in nodes if isinstance(node, orm.StructureData)]
     if len(datasets) > 1:
         raise InvalidInputError(f"give one dataset or file at most, got {len(datasets)}; merge them first")
-    builder = GenerateWorkChain.get_builder()
-    builder.spec, builder.seed = orm.Dict(settings), orm.Int(seed)
-    if datasets:
-        builder.structures = datasets[0]
-    cells = [node for node in nodes if isinstance(node, orm.StructureData)]
-    if cells:
-        builder.cells = {f"cell_{index:04d}": node for index, node in enumerate(cells)}
-    try:
-        result, process = run_get_node(builder)
-    except ValueError as error:  # a port's validator
-        raise InvalidInputError(str(error)) from error
-    if not process.is_finished_ok:
-        raise InvalidInputError(f"GenerateWorkChain<{process.pk}>: {process.exit_message}")
-    outputs: dict[str, Any] = result
-    return outputs
+    inputs: dict[str, Any] = {"max_concurrent": job.max_concurrent, "options": job.options or None}
+    if job.potential is not None:
+        inputs["potential"] = load_typed(str(job.potential), PotentialData, "potential")
+    if job.reference is not None:
+        inputs["reference"] = load_typed(str(job.reference), DatasetData, "dataset")
+    if job.imports:
+        inputs["imports"] = import_nodes(job)
+    return GenerateWorkChain.get_builder_from_protocol(
+        datasets[0] if datasets else None,
+        cells=cells,
+        overrides={"keep_seeds": False, **job.spec, "seed": job.seed},
+        codes={name: load_code(name, label) for name, label in job.codes.items()},
+        fidelities=job.fidelities or None,
+        **inputs,
+    )
 
 
-def _cost_line(natoms: list[int], identifier: str) -> str:
-    """Core-hours to label frames, scaled from measured costs with the square of the number of atoms."""
-    import numpy as np
-
+def import_nodes(job: GenerateJob) -> dict[str, DatasetData]:
+    """Datasets of the import steps."""
     from aiida_mlip.cli.dataset import load_dataset
 
-    node: DatasetData = load_dataset(identifier)
-    cost, size = node.column("cost").astype(float), node.column("natoms").astype(float)
-    known = np.isfinite(cost)
-    if not known.any():
-        raise InvalidInputError(f"--cost-from: dataset {identifier} holds no measured costs")
-    per_square = float(np.median(cost[known] / size[known] ** 2))
-    hours = per_square * float(np.sum(np.asarray(natoms, dtype=float) ** 2)) / 3600
-    return (
-        f"about {hours:.3g} core-hours of DFT, from {int(known.sum())} measured labels of dataset {node.pk}, "
-        "taken to grow with the square of the number of atoms"
-    )
+    return {name: load_dataset(str(identifier)) for name, identifier in job.imports.items()}
+
+
+def _run(builder: Any) -> tuple[dict[str, Any], Any]:  # Any: a ProcessBuilder; a ProcessNode
+    """Outputs and process; progress is shown where programs run."""
+    from aiida.engine import run_get_node
+
+    from aiida_mlip.cli.progress import run_with_progress
+    from aiida_mlip.protocols.generate import parse_generate, stage_steps
+
+    stages = stage_steps(parse_generate(builder.spec.get_dict())[0])
+    try:
+        return run_with_progress(builder) if stages else run_get_node(builder)
+    except ValueError as error:  # a port's validator
+        raise InvalidInputError(str(error)) from error
+
+
+def _submit(builder: Any) -> None:  # Any: a ProcessBuilder
+    from aiida.engine import submit
+
+    try:
+        node = submit(builder)
+    except ValueError as error:  # a port's validator
+        raise InvalidInputError(str(error)) from error
+    click.echo(f"submitted as {node.pk}: aiida-mlip status {node.pk} --watch")

@@ -46,6 +46,7 @@ class Joining:
     :param parts: the steps in order.
     :param keep_seeds: put the seeds first, unfiltered.
     :param filters: what the others must pass.
+    :param allow_nothing: no error when nothing is kept, e.g. because some steps have not run.
     :raises InvalidInputError: nothing is kept, in the end of the iteration.
     """
 
@@ -56,7 +57,9 @@ class Joining:
         *,
         keep_seeds: bool = False,
         filters: Filters | None = None,
+        allow_nothing: bool = False,
     ) -> None:
+        self._allow_nothing = allow_nothing
         self._seeds = empty_frames() if seeds is None else seeds
         self._parts = tuple(parts)
         self._keep_seeds = keep_seeds
@@ -94,7 +97,7 @@ class Joining:
             for block in self._take(part, mask, good, faults):
                 n_kept += len(block)
                 yield block
-        if n_kept == 0:
+        if n_kept == 0 and not self._allow_nothing:
             raise InvalidInputError(
                 "steps: nothing is kept: every step has keep: false, or made only frames that were known or left out"
             )

@@ -69,6 +69,40 @@ class GenerateSpec(SpecModel):
     filters: FilterSpec | None = None
 
 
+class GenerateJob(SpecModel):
+    """A generation in one file: what ``aiida-mlip generate --spec job.yaml`` reads, beside the specification itself.
+
+    :param steps: see :class:`GenerateSpec`, like ``keep_seeds`` and ``filters``.
+    :param structures: seed structures: files that ASE reads, relative to this file, or nodes of the profile.
+    :param seed: of all random numbers.
+    :param codes: labels of AiiDA codes: ``pw``, ``metadynamics``, ``explore``, as the steps need them.
+    :param fidelities: levels of theory of aimd steps, and of the estimate of costs.
+    :param potential: pk, uuid or label of a potential.
+    :param imports: pk, uuid or label of a dataset, by the name that import steps use.
+    :param reference: pk, uuid or label of the dataset whose coverage the summary states.
+    :param options: of the jobs of all codes, or by code.
+    :param max_concurrent: runs of pw.x alive at once in one step.
+    """
+
+    steps: list[dict[str, Any]]
+    keep_seeds: bool = False
+    filters: dict[str, Any] | None = None
+    structures: list[str | int] = []
+    seed: Annotated[int, Field(ge=0)] = 0
+    codes: dict[str, str] = {}
+    fidelities: dict[str, dict[str, Any]] = {}
+    potential: str | int | None = None
+    imports: dict[str, str | int] = {}
+    reference: str | int | None = None
+    options: dict[str, Any] = {}
+    max_concurrent: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The specification: what a node keeps."""
+        return {name: getattr(self, name) for name in GenerateSpec.model_fields if name in self.model_fields_set}
+
+
 class ParentsSpec(SpecModel):
     """Some frames of the parents.
 

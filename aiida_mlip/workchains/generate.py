@@ -137,6 +137,7 @@ class GenerateWorkChain(EarlyResumeWorkChain):
         *,
         protocol: str | None = None,
         overrides: Mapping[str, Any] | None = None,
+        cells: Sequence[orm.StructureData] = (),
         codes: Mapping[str, orm.AbstractCode] | None = None,
         fidelities: Mapping[str, Any] | None = None,
         **inputs: Any,  # Any: nodes, or plain values of ports
@@ -146,6 +147,7 @@ class GenerateWorkChain(EarlyResumeWorkChain):
         :param structures: seeds: a dataset, a structure, or several structures.
         :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
         :param overrides: ``steps`` (replaces the protocol's), ``keep_seeds``, ``filters``, ``seed``.
+        :param cells: further seeds.
         :param codes: of the stages: those that no step needs are left out.
         :param fidelities: levels of theory of aimd steps; cutoffs left out are taken from the family.
         :param inputs: further ports: ``potential``, ``imports``, ``reference``, ``options``, ``max_concurrent``.
@@ -160,14 +162,16 @@ class GenerateWorkChain(EarlyResumeWorkChain):
         if isinstance(structures, DatasetData):
             builder.structures = structures
         elif structures is not None:
-            several = [structures] if isinstance(structures, orm.StructureData) else list(structures)
-            builder.cells = {f"cell_{index:04d}": structure for index, structure in enumerate(several)}
+            cells = [*([structures] if isinstance(structures, orm.StructureData) else structures), *cells]
+        if cells:
+            builder.cells = {f"cell_{index:04d}": structure for index, structure in enumerate(cells)}
         needed = {step.job.code for step in stage_steps(steps).values()}
         if chosen := {name: code for name, code in (codes or {}).items() if name in needed}:
             builder.codes = chosen
         if fidelities is not None and "pw" in needed:
-            species = structures.species if isinstance(structures, DatasetData) else _species(builder)
-            builder.fidelities = orm.Dict(resolved_fidelities(fidelities, species, protocol=protocol))
+            species = set(structures.species) if isinstance(structures, DatasetData) else set()
+            species |= {symbol for cell in cells for symbol in cell.get_symbols_set()}
+            builder.fidelities = orm.Dict(resolved_fidelities(fidelities, sorted(species), protocol=protocol))
         for name, value in inputs.items():
             if value is not None:
                 builder[name] = value if isinstance(value, orm.Data) or name == "imports" else orm.to_aiida_type(value)
@@ -394,11 +398,6 @@ class GenerateWorkChain(EarlyResumeWorkChain):
     def has_reason_to_go_on(self, n_running: int) -> bool:  # noqa: ARG002 - however many still run
         """Go on after each stage: those that start from it need not wait for the others."""
         return True
-
-
-def _species(builder: Any) -> list[str]:  # Any: a ProcessBuilder
-    cells = getattr(builder, "cells", None) or {}
-    return sorted({symbol for cell in cells.values() for symbol in cell.get_symbols_set()})
 
 
 def _validate_seed(value: orm.Int | None, _: Any) -> str | None:
