@@ -1,0 +1,93 @@
+"""All fragments of one frame: its worst atoms, each with its surroundings, and why some of them have none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.kernel.distances import geometry
+from aiida_mlip.kernel.fragments.carve import carve
+from aiida_mlip.kernel.fragments.centres import choose_centres
+from aiida_mlip.kernel.fragments.fragment import Completion, Fragment, FragmentLimits, NoFragmentError
+from aiida_mlip.kernel.fragments.host import Host
+from aiida_mlip.kernel.frames import Frames
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A centre without a fragment.
+
+    :param atom: index in the frame.
+    :param grade: of the atom.
+    :param reason: what there is to say.
+    """
+
+    atom: int
+    grade: float
+    reason: str
+
+
+def fragments_of_frame(
+    frames: Frames,
+    row: int,
+    grades: Float[np.ndarray, "a"],
+    limits: FragmentLimits,
+    *,
+    threshold: float,
+    most: int,
+    completion: Completion | Literal["auto"] = "auto",
+    hosts: Sequence[Host] = (),
+) -> tuple[list[Fragment], list[Refusal]]:
+    """Fragments around the atoms of a frame whose grade is above a threshold, worst first.
+
+    :param row: of the frame.
+    :param grades: one for each of its atoms.
+    :param most: fragments, at most; refused centres do not count.
+    :param completion: ``auto``: crystal by the first host that is found there, else disordered.
+    :param hosts: crystals to look for, in this order.
+    :raises InvalidInputError: a frame smaller than the fragment, crystals without a host.
+    """
+    if completion == "crystal" and not hosts:
+        raise InvalidInputError("host: missing, completion to a crystal needs the crystal")
+    shape = geometry(frames, row)
+    centres = choose_centres(grades, *shape[1:], threshold=threshold, separation=2 * limits.core_radius)
+    made: list[Fragment] = []
+    refused: list[Refusal] = []
+    for atom in centres:
+        if len(made) == most:
+            break
+        outcome = _attempt(shape, int(atom), limits, completion, hosts)
+        if isinstance(outcome, Fragment):
+            made.append(outcome)
+        else:
+            refused.append(Refusal(int(atom), float(grades[atom]), outcome))
+    return made, refused
+
+
+def _attempt(
+    shape: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    atom: int,
+    limits: FragmentLimits,
+    completion: Completion | Literal["auto"],
+    hosts: Sequence[Host],
+) -> Fragment | str:
+    """The fragment of one centre by the first way that works, or why none does."""
+    ways: list[tuple[Completion, Host | None]] = []
+    if completion in ("auto", "crystal"):
+        ways += [("crystal", host) for host in hosts]
+    if completion == "auto":
+        ways.append(("disordered", None))
+    elif completion != "crystal":
+        ways.append((completion, None))
+    reasons = []
+    for way, host in ways:
+        try:
+            return carve(*shape, atom, limits, completion=way, host=host)
+        except NoFragmentError as error:
+            reasons.append(f"{way}: {error}")
+    return "; ".join(reasons)
