@@ -46,7 +46,7 @@ def print_preview(job: GenerateJob, *, seeds: Frames | None, cost_from: str | No
     if any(step.get("estimated") for step in plan.summary["steps"]):
         console.print(
             "counts with 'about' are estimates: n_steps / record_every of each run, 10 frames of a relaxation, every "
-            "step of aimd after the equilibration (decorrelated thinning leaves fewer); what filters will drop is not known",
+            "step of aimd after the equilibration (decorrelated thinning leaves fewer); filters will drop some",
             soft_wrap=True,
         )
     species = set(seeds.species if seeds is not None else ())
