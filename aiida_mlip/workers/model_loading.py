@@ -47,7 +47,7 @@ class LoadedModel:
     feature_field: str | None = None
     derivatives: bool = True
 
-    def features(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> Any:
+    def features(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, keep_graph: bool = False) -> Any:
         """(a, d) tensor of the invariant features after the last layer, those a linear readout turns into energies.
 
         Features of atoms are taken as they are; those of edges (Allegro) are summed over the edges of each centre.
@@ -56,7 +56,8 @@ class LoadedModel:
         """
         if self.feature_field is None:
             raise InvalidInputError("this model gives no features: load it with features=True")
-        values = outputs[self.feature_field].detach()
+        values = outputs[self.feature_field]
+        values = values if keep_graph else values.detach()
         if self.feature_field == "node_features":
             return values
         pooled = values.new_zeros(len(inputs["pos"]), values.shape[1])

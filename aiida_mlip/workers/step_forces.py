@@ -57,6 +57,11 @@ class StepForces:
         self._numbers = np.empty(0, dtype=int)
         self._types: Any = None
 
+    @property
+    def cutoff_ang(self) -> float:
+        """Cutoff (Å) of the model."""
+        return self._model.cutoff_ang
+
     def evaluate(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Step:
         """Energy, forces, stress and features of a geometry, from one call of the model.
 
@@ -67,20 +72,28 @@ class StepForces:
         :raises ExternalProgramError: the model fails, or gives numbers that are not finite.
         :raises SpeciesError: an element that the model does not cover.
         """
+        inputs, pairs = self._graph(numbers, positions, cell, pbc)
+        return self._step(inputs, self._call(inputs), pairs, periodic=bool(np.all(pbc)))
+
+    def _graph(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> tuple[dict[str, Any], Pairs]:
+        """The model's input, and the pairs in it."""
         if not np.array_equal(numbers, self._numbers):
             self._types, self._numbers = self._type_indices(numbers), np.array(numbers)
         if not np.isfinite(positions).all():
             raise ExternalProgramError("the potential gave no forces: positions are not finite")
         pairs = self._list.pairs(positions, cell, pbc)
-        inputs = self._inputs(positions, cell, pairs)
+        return self._inputs(positions, cell, pairs), pairs
+
+    def _call(self, inputs: dict[str, Any]) -> Any:
         try:
-            outputs = self._model.call(inputs)
+            return self._model.call(inputs)
         except Exception as error:  # the model is foreign code and may raise anything
             label = (Failure.OUT_OF_MEMORY if is_out_of_memory(error) else Failure.CRASHED).label
             raise ExternalProgramError(
                 f"the potential gave no forces: {label} ({type(error).__name__}: {error})"
             ) from error
-        return self._step(inputs, outputs, pairs, periodic=bool(np.all(pbc)))
 
     def _step(self, inputs: dict[str, Any], outputs: Any, pairs: Pairs, *, periodic: bool) -> Step:
         a = len(self._numbers)
