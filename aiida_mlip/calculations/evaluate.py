@@ -15,7 +15,16 @@ from aiida.engine import CalcJob, CalcJobProcessSpec
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError, MlipError
-from aiida_mlip.io.evaluation import ANSWER, MODEL, PREDICTIONS, REQUEST, SPLIT, EvaluateRequest
+from aiida_mlip.io.evaluation import (
+    ANSWER,
+    GRADES,
+    MODEL,
+    PREDICTIONS,
+    REQUEST,
+    SPLIT,
+    STATISTICS,
+    EvaluateRequest,
+)
 from aiida_mlip.kernel.frames import id_keys
 from aiida_mlip.kernel.splits import Part
 from aiida_mlip.protocols.evaluate import EvaluateSettings
@@ -47,7 +56,7 @@ class EvaluateCalculation(CalcJob):
             valid_type=orm.Dict,
             required=False,
             validator=_validate_settings,
-            help="`device`, `mode`, `atoms_per_batch`, `fidelity`: see aiida_mlip.protocols.evaluate.",
+            help="`device`, `mode`, `fidelity`, `fit_grades`, ...: see aiida_mlip.protocols.evaluate.",
         )
         spec.inputs.validator = _validate_inputs
         options = spec.inputs["metadata"]["options"]
@@ -58,6 +67,12 @@ class EvaluateCalculation(CalcJob):
 
         spec.output("errors", valid_type=orm.Dict, required=False, help="Errors for all frames and per part.")
         spec.output("parity", valid_type=orm.ArrayData, required=False, help="Labels and predictions, row by row.")
+        spec.output(
+            "grades",
+            valid_type=orm.ArrayData,
+            required=False,
+            help="With `fit_grades`: grades of the training rows, see aiida_mlip.kernel.uncertainty.grades.",
+        )
         spec.default_output_node = "errors"
 
         spec.exit_code(210, "ERROR_INVALID_INPUT", message="The program refused its input: {message}")
@@ -73,6 +88,7 @@ class EvaluateCalculation(CalcJob):
         spec.exit_code(
             410, "ERROR_SOME_FRAMES_FAILED", message="{failed} of {n} frames could not be predicted; the others could."
         )
+        spec.exit_code(411, "ERROR_GRADES_FAILED", message="All was predicted, but no grades: {message}")
 
     def prepare_for_submission(self, folder: Folder) -> CalcInfo:
         """Write the request and the split; shards and package go from the repository straight to the work directory."""
@@ -94,10 +110,11 @@ class EvaluateCalculation(CalcJob):
         info.codes_info = [code]
         info.local_copy_list = [
             (potential.uuid, PotentialData.PACKAGE_NAME, MODEL),
+            *([(potential.uuid, PotentialData.STATISTICS_NAME, STATISTICS)] if potential.has_grades else []),
             *((dataset.uuid, f"{DatasetData._PREFIX}/{name}", target) for target, name in shards.items()),
         ]
         info.retrieve_list = [ANSWER, self.options.output_filename]
-        info.retrieve_temporary_list = [PREDICTIONS]
+        info.retrieve_temporary_list = [PREDICTIONS, GRADES]
         return info
 
 
@@ -122,6 +139,7 @@ def request_of(
         species=tuple(potential.species),
         fidelities=tuple(potential.fidelities),
         energy_shifts=potential.energy_shifts,
+        statistics=STATISTICS if potential.has_grades else None,
         **settings.model_dump(),
     )
 
@@ -187,6 +205,7 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
             return "member: needs the input 'split' as well"
         with potential.open_package():
             pass
+        potential.grades()
     except MlipError as error:
         return str(error)
     return None

@@ -154,10 +154,47 @@ def _rows(node: PotentialData) -> list[tuple[str, str]]:
         ("fidelities", ", ".join(node.fidelities) or "not known"),
         ("isolated atoms (eV)", "; ".join(references) or "not known"),
         ("metrics", ", ".join(_scalars(node.metrics)) or "none recorded"),
+        ("grades", _grades(node)),
+        ("calibration", _calibration(node)),
         ("package", f"{node.base.attributes.get('size_bytes') / 1e6:.2f} MB, SHA-256 {node.sha256}"),
         ("made by", f"{creator.process_label} {creator.pk}" if creator else "imported by a user"),
         ("description", node.description),
     ]
+
+
+def _grades(node: PotentialData) -> str:
+    """What its grades were fitted on."""
+    from ase.data import chemical_symbols
+
+    grades = node.grades()
+    if grades is None:
+        return "none: its novelty cannot be told"
+    parts = [
+        f"{chemical_symbols[number]} {element.n_train} environments, {len(element.means)} cluster(s)"
+        for number, element in sorted(grades.elements.items())
+    ]
+    return f"{'; '.join(parts)}; {grades.n_features} features"
+
+
+def _calibration(node: PotentialData) -> str:
+    """Scales of the committee's deviation, and how well they do on held-out atoms."""
+    found = node.calibration()
+    if found is None:
+        return "none: it takes a committee and frames held out from all members"
+    scales = ", ".join(f"{symbol} {scale:.3g}" for symbol, scale in sorted(found.scale.items()))
+    coverage = found.metrics.get("coverage", {})
+    places = {"all": coverage.get("all"), **{name: entry["coverage"] for name, entry in _entries(coverage)}}
+    covered = ", ".join(f"{name} {value:.3f}" for name, value in places.items() if value is not None)
+    names = ("spearman", "auroc", "nll", "miscalibration_area", "ence")
+    scores = ", ".join(f"{name} {_number(found.metrics.get(name), '.3g')}" for name in names)
+    return (
+        f"at {found.level:.0%} on {found.n_atoms} held-out atoms: error <= scale x deviation, scale {scales}; "
+        f"coverage {covered}; force error (vector rms) {found.force_rmse_validation:.4g} eV/Å; {scores}"
+    )
+
+
+def _entries(coverage: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    return [entry for kind in ("element", "region") for entry in coverage.get(kind, {}).items()]
 
 
 def _scalars(metrics: dict[str, Any], prefix: str = "") -> list[str]:

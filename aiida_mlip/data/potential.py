@@ -14,8 +14,10 @@ from aiida import orm
 from aiida.common.exceptions import ValidationError
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError, SpeciesError
-from aiida_mlip.io.arrays import write_npz
+from aiida_mlip.io.arrays import read_npz, write_npz
 from aiida_mlip.io.model_package import ModelPackage, read_package, sha256_of
+from aiida_mlip.kernel.calibration import Calibration
+from aiida_mlip.kernel.uncertainty.grades import VERSION_KEY, Grades
 
 UNITS: Final[dict[str, str]] = {
     "energy": "eV",
@@ -36,7 +38,7 @@ class PotentialData(orm.Data):
     :mod:`aiida_mlip.workers` on the compute node (see :mod:`aiida_mlip.workers.model_loading`), which say so in their
     output. Attributes, for queries: ``engine``, ``species``, ``type_names``, ``cutoff_ang``, ``fidelities``,
     ``reference_energies``, ``energy_shifts``, ``metrics``, ``units``, ``versions``, ``sha256``, ``size_bytes``,
-    ``model_dtype``, ``statistics`` (names of the arrays of :meth:`statistics`).
+    ``model_dtype``, ``statistics`` (names of the arrays of :meth:`statistics`), ``calibration``.
     """
 
     PACKAGE_NAME: ClassVar[str] = "model.nequip.zip"
@@ -57,6 +59,7 @@ class PotentialData(orm.Data):
         energy_shifts: Mapping[str, Mapping[str, float]] | None = None,
         metrics: Mapping[str, Any] | None = None,
         statistics: Mapping[str, np.ndarray] | None = None,
+        calibration: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
         source: str | None = None,
     ) -> PotentialData:
@@ -71,12 +74,17 @@ class PotentialData(orm.Data):
         :param energy_shifts: per fidelity and symbol, what to add to the package's energy per atom of that element
             to get a total energy (eV); empty when the package predicts totals.
         :param metrics: numbers that judge it, e.g. errors per part; NaN becomes ``None``.
-        :param statistics: arrays for its uncertainty (feature means, covariances, ...).
+        :param statistics: arrays for its uncertainty, see :meth:`aiida_mlip.kernel.uncertainty.grades.Grades.arrays`.
+        :param calibration: of its committee's deviations, see :class:`aiida_mlip.kernel.calibration.Calibration`.
         :param versions: of the software that made it, beside those the package names.
         :param source: what to call the package in messages.
-        :raises FileFormatError: truncated or changed package, or none at all.
+        :raises FileFormatError: truncated or changed package, or none at all; malformed grades or calibration.
         :raises InvalidInputError: a value that contradicts the package, or that it lacks and was not given.
         """
+        if VERSION_KEY in (statistics or {}):
+            Grades.from_arrays(statistics or {})
+        if calibration:
+            Calibration.from_dict(calibration)
         name = source or (str(package) if isinstance(package, str | Path) else "model package")
         with _opened(package, name) as stream:
             found = read_package(stream, source=name)
@@ -106,6 +114,7 @@ class PotentialData(orm.Data):
                 "sha256": found.sha256,
                 "size_bytes": found.size_bytes,
                 "statistics": sorted(statistics or {}),
+                "calibration": jsonable(calibration or {}),
             }
         )
         return node
@@ -121,6 +130,37 @@ class PotentialData(orm.Data):
         :raises InvalidInputError: species or cutoff that the package does not name, and that were not given.
         """
         return cls.from_package(Path(path), **properties)
+
+    def judged(
+        self,
+        *,
+        metrics: Mapping[str, Any] | None = None,
+        statistics: Mapping[str, np.ndarray] | None = None,
+        calibration: Mapping[str, Any] | None = None,
+    ) -> PotentialData:
+        """Unstored node of the same package with more to judge it by; the repository keeps the package once.
+
+        :param metrics: added to those it has.
+        :param statistics: in place of those it has, where given; ``calibration`` likewise.
+        :raises FileFormatError: a package that was changed, malformed grades or calibration.
+        """
+        with self.open_package() as stream:
+            node = PotentialData.from_package(
+                stream,
+                engine=self.engine,
+                species=self.species,
+                cutoff_ang=self.cutoff_ang,
+                fidelities=self.fidelities,
+                reference_energies=self.reference_energies,
+                energy_shifts=self.energy_shifts,
+                metrics={**self.metrics, **(metrics or {})},
+                statistics=self.statistics() if statistics is None else statistics,
+                calibration=self.base.attributes.get("calibration", {}) if calibration is None else calibration,
+                versions=self.versions,
+                source=f"PotentialData<{self.uuid}>",
+            )
+        node.label, node.description = self.label, self.description
+        return node
 
     def _validate(self) -> bool:
         super()._validate()
@@ -212,14 +252,34 @@ class PotentialData(orm.Data):
             yield stream
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Arrays for its uncertainty; empty when it has none."""
+        """Arrays for its uncertainty; empty when it has none.
+
+        :raises FileFormatError: the file was damaged.
+        """
         if not self.base.attributes.get("statistics"):
             return {}
-        with (
-            self.base.repository.open(self.STATISTICS_NAME, "rb") as stream,
-            np.load(stream, allow_pickle=False) as arrays,
-        ):
-            return {name: arrays[name] for name in arrays.files}
+        with self.base.repository.as_path(self.STATISTICS_NAME) as path:
+            return read_npz(path)
+
+    @property
+    def has_grades(self) -> bool:
+        """Whether novelty, Laplace variance and extrapolation grade of its environments are known."""
+        return VERSION_KEY in self.base.attributes.get("statistics", [])
+
+    def grades(self) -> Grades | None:
+        """Grades of environments against its training set; None when it has none.
+
+        :raises FileFormatError: the arrays were damaged.
+        """
+        return Grades.from_arrays(self.statistics()) if self.has_grades else None
+
+    def calibration(self) -> Calibration | None:
+        """What turns its committee's deviations into error bounds; None when it has none.
+
+        :raises FileFormatError: the attribute is no calibration.
+        """
+        values = self.base.attributes.get("calibration", {})
+        return Calibration.from_dict(values) if values else None
 
     def export(self, path: str | Path) -> Path:
         """Write the package to a file that NequIP, ASE and LAMMPS know how to load.

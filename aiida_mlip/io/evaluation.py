@@ -1,9 +1,11 @@
-"""Messages of ``aiida-mlip-evaluate``: request (``input.json``), answer (``output.json``, ``predictions.npz``)."""
+"""Messages of ``aiida-mlip-evaluate``: request (``input.json``) and answer.
+
+The answer is ``output.json`` and ``predictions.npz``, and ``grades.npz`` where grades were asked for.
+"""
 
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,14 +14,18 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
-from aiida_mlip.io.arrays import write_npz
+from aiida_mlip.io.arrays import read_npz, write_npz
 from aiida_mlip.kernel.metrics import Predictions
+from aiida_mlip.kernel.uncertainty.grades import Grades
 
 REQUEST: Final[str] = "input.json"
 ANSWER: Final[str] = "output.json"
 PREDICTIONS: Final[str] = "predictions.npz"
 MODEL: Final[str] = "model.nequip.zip"
 SPLIT: Final[str] = "split.npy"
+#: Grades that the potential has already; those fitted by the program.
+STATISTICS: Final[str] = "statistics.npz"
+GRADES: Final[str] = "grades.npz"
 #: File names of the frames when nothing else is said; one file per shard of a dataset.
 FRAMES: Final[str] = "frames.npz"
 
@@ -41,6 +47,9 @@ class EvaluateRequest(BaseModel):
     :param device: where to run; ``auto`` takes a GPU when there is one.
     :param mode: ``eager`` starts at once; ``compiled`` spends a minute on compiling, worth it for many frames.
     :param atoms_per_batch: atoms evaluated at once: memory against speed.
+    :param statistics: ``.npz`` file of the potential's grades: the novelty of every atom is predicted too.
+    :param fit_grades: fit grades on the rows of the training part; the novelty is that by these.
+    :param seed: of that fit.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -57,6 +66,9 @@ class EvaluateRequest(BaseModel):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mode: Literal["eager", "compiled"] = "eager"
     atoms_per_batch: int = Field(default=1024, ge=1)
+    statistics: str | None = None
+    fit_grades: bool = False
+    seed: int = Field(default=0, ge=0)
 
 
 def read_request(path: Path) -> EvaluateRequest:
@@ -79,8 +91,8 @@ def read_request(path: Path) -> EvaluateRequest:
         raise InvalidInputError(f"{path}: {'; '.join(lines)} (keys: {known})") from error
 
 
-def write_predictions(predictions: Predictions, part: np.ndarray) -> bytes:
-    """Bytes of ``predictions.npz``: the columns of :class:`Predictions` and the part of each frame."""
+def write_predictions(predictions: Predictions, part: np.ndarray, novelty: np.ndarray | None = None) -> bytes:
+    """Bytes of ``predictions.npz``: the columns of :class:`Predictions` (but features), parts, and novelties if any."""
     columns = {
         "energy": predictions.energy.astype("<f8"),
         "forces": predictions.forces.astype("<f8"),
@@ -88,6 +100,8 @@ def write_predictions(predictions: Predictions, part: np.ndarray) -> bytes:
         "failure": predictions.failure.astype("|u1"),
         "part": np.asarray(part).astype("|i1"),
     }
+    if novelty is not None:
+        columns["novelty"] = novelty.astype("<f8")
     return write_npz(columns)
 
 
@@ -97,16 +111,35 @@ def read_predictions(path: Path) -> tuple[Predictions, np.ndarray]:
     :raises FileFormatError: missing, truncated, or not what :func:`write_predictions` wrote.
     """
     try:
-        # opened here, because numpy leaves the file open when it is no archive
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            columns = {name: arrays[name] for name in ("energy", "forces", "stress", "failure", "part")}
+        columns = read_npz(path)
+        part = columns["part"]
         predictions = Predictions(**{name: columns[name] for name in ("energy", "forces", "stress", "failure")})
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, InvalidInputError) as error:
+    except (KeyError, InvalidInputError) as error:
         raise FileFormatError(f"{path.name}: not readable predictions ({error})") from error
-    part = columns["part"]
     if part.shape != predictions.energy.shape:
         raise FileFormatError(f"{path.name}: parts have shape {part.shape}, energies {predictions.energy.shape}")
     return predictions, part
+
+
+def read_novelty(path: Path) -> np.ndarray | None:
+    """(a,) novelty γ of each atom in a file of predictions; None where the potential has no grades.
+
+    :raises FileFormatError: missing, truncated, or not one number per atom.
+    """
+    columns = read_npz(path)
+    if "novelty" not in columns:
+        return None
+    if columns["novelty"].shape != (len(columns["forces"]),):
+        raise FileFormatError(f"{path.name}: novelty has shape {columns['novelty'].shape}, expected one per atom")
+    return columns["novelty"]
+
+
+def read_grades(path: Path) -> Grades:
+    """Grades of a ``.npz`` file.
+
+    :raises FileFormatError: missing, truncated, or no grades.
+    """
+    return Grades.from_arrays(read_npz(path))
 
 
 def read_answer(path: Path) -> dict[str, Any]:

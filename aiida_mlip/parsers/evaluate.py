@@ -12,7 +12,15 @@ from aiida.parsers import Parser
 
 from aiida_mlip.data.potential import jsonable
 from aiida_mlip.errors import FileFormatError
-from aiida_mlip.io.evaluation import ANSWER, PREDICTIONS, read_answer, read_predictions
+from aiida_mlip.io.evaluation import (
+    ANSWER,
+    GRADES,
+    PREDICTIONS,
+    read_answer,
+    read_grades,
+    read_novelty,
+    read_predictions,
+)
 from aiida_mlip.kernel.frames import Failure, Frames
 from aiida_mlip.kernel.metrics import Predictions, labels_at
 
@@ -52,21 +60,25 @@ class EvaluateParser(Parser):
                 return self._interrupted(PREDICTIONS)
             predictions, part = read_predictions(folder / PREDICTIONS)
             frames = labels_at(self.node.inputs.dataset.frames(), self.node.inputs.potential.fidelities)
-            parity = parity_data(frames, predictions, part)
+            parity = parity_data(frames, predictions, part, read_novelty(folder / PREDICTIONS))
             errors = {key: answer[key] for key in ("errors", "fidelities", "failures", "n_frames")}
+            complaint = answer.get("grades", {}).get("message", "")
+            grades = read_grades(folder / GRADES) if (folder / GRADES).exists() else None
         except KeyError as error:
             return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=f"{ANSWER}: key {error} is missing")
         except (FileFormatError, OSError) as error:
             return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=str(error))
         self.out("errors", orm.Dict(error_summary(errors)))
         self.out("parity", parity)
+        if grades is not None:
+            self.out("grades", orm.ArrayData(grades.arrays()))
         if failed := len(errors["failures"]):
             if {failure["failure"] for failure in errors["failures"]} == {Failure.OUT_OF_MEMORY.label}:
                 return self.exit_codes.ERROR_OUT_OF_MEMORY
             if failed == len(frames):
                 return self.exit_codes.ERROR_ALL_FRAMES_FAILED.format(n=failed)
             return self.exit_codes.ERROR_SOME_FRAMES_FAILED.format(failed=failed, n=len(frames))
-        return None
+        return self.exit_codes.ERROR_GRADES_FAILED.format(message=complaint) if complaint else None
 
     def _refused(self, answer: dict[str, Any]) -> ExitCode:
         """Exit code of a program that says why it could do nothing."""
@@ -103,12 +115,14 @@ def error_summary(answer: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def parity_data(frames: Frames, predictions: Predictions, part: np.ndarray) -> orm.ArrayData:
+def parity_data(
+    frames: Frames, predictions: Predictions, part: np.ndarray, novelty: np.ndarray | None = None
+) -> orm.ArrayData:
     """Labels and predictions as arrays.
 
     Per frame ``frame_id``, ``part``, ``natoms``, ``energy_reference``, ``energy_predicted`` (eV/atom),
     ``stress_reference``, ``stress_predicted`` (eV/Å³); per atom ``numbers``, ``forces_reference``,
-    ``forces_predicted`` (eV/Å). A number that does not exist is NaN.
+    ``forces_predicted`` (eV/Å), and ``novelty`` (γ) where there are grades. A number that does not exist is NaN.
 
     :raises FileFormatError: the predictions are not for these frames.
     """
@@ -129,5 +143,6 @@ def parity_data(frames: Frames, predictions: Predictions, part: np.ndarray) -> o
             "forces_predicted": predictions.forces,
             "stress_reference": frames.stress,
             "stress_predicted": predictions.stress,
+            **({} if novelty is None else {"novelty": novelty}),
         }
     )

@@ -16,9 +16,13 @@ class EvaluateSettings(SpecModel):
     :param device: where to run; ``auto`` takes a GPU when there is one.
     :param mode: ``eager`` starts at once; ``compiled`` spends a minute on compiling, worth it for many frames.
     :param atoms_per_batch: atoms evaluated at once: memory against speed.
+    :param fit_grades: fit the grades of :mod:`aiida_mlip.kernel.uncertainty` on the rows of the training part.
+    :param seed: of that fit.
     """
 
     fidelity: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mode: Literal["eager", "compiled"] = "eager"
     atoms_per_batch: int = Field(default=1024, ge=1)
+    fit_grades: bool = False
+    seed: int = Field(default=0, ge=0)

@@ -108,6 +108,7 @@ class TrainSettings(SpecModel):
     :param grad_clip: largest norm of a gradient.
     :param divergence_factor: a validation error this many times the best one, for
         ``divergence_epochs`` epochs, makes the live monitor stop the training.
+    :param calibration_level: probability that an error is below its calibrated bound; for committees.
     :param nequip: merged last into the configuration of nequip-train; callbacks are appended.
     """
 
@@ -130,6 +131,7 @@ class TrainSettings(SpecModel):
     grad_clip: Positive | None = None
     divergence_factor: Annotated[float, Field(gt=1.0)] = 100.0
     divergence_epochs: Count = 5
+    calibration_level: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     nequip: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("nequip")

@@ -7,9 +7,10 @@ from typing import Any
 
 from aiida import orm
 from aiida.common import AttributeDict
-from aiida.engine import ExitCode, ToContext, WorkChain, while_
+from aiida.engine import ExitCode, ToContext, WorkChain, if_, while_
 
 from aiida_mlip.calculations.evaluate import EvaluateCalculation
+from aiida_mlip.calculations.functions.calibrate import calibrate, judge_potential
 from aiida_mlip.calculations.functions.train import plan_training, tabulate
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -23,9 +24,11 @@ from aiida_mlip.workchains.nequip_base import NequipBaseWorkChain
 
 
 class TrainWorkChain(WorkChain):
-    """Train a committee of potentials on one dataset and measure their errors on frames they have not seen.
+    """Train a committee of potentials on one dataset, and judge them on frames they have not seen.
 
-    Entry point ``aiida_mlip.train``. Members that could be trained are returned, also when others failed.
+    Entry point ``aiida_mlip.train``. Each potential comes with its errors, the grades of its training environments and
+    - in a committee - the calibration of the committee's deviation. Members that could be trained are returned, also
+    when others failed or could not be judged.
     """
 
     @classmethod
@@ -90,10 +93,17 @@ class TrainWorkChain(WorkChain):
                 cls.run_evaluate,
                 cls.inspect_evaluate,
             ),
+            if_(cls.can_calibrate)(
+                cls.calibrate,
+            ),
+            cls.judge,
             cls.finalize,
         )
 
         spec.output_namespace("potentials", valid_type=PotentialData, dynamic=True, required=False, help="`member_<i>`")
+        spec.output_namespace(
+            "calibrations", valid_type=orm.Dict, dynamic=True, required=False, help="Of a committee: `member_<i>`"
+        )
         spec.output("split", valid_type=orm.ArrayData, required=False, help="Part of every row for every member.")
         spec.output(
             "errors",
@@ -119,6 +129,8 @@ class TrainWorkChain(WorkChain):
         spec.exit_code(300, "ERROR_NO_POTENTIAL", message="No member of the committee could be trained.")
         spec.exit_code(400, "ERROR_SOME_MEMBERS_FAILED", message="Members {members} could not be trained.")
         spec.exit_code(401, "ERROR_EVALUATION_FAILED", message="The errors of {names} could not be measured.")
+        spec.exit_code(402, "ERROR_GRADES_FAILED", message="Members {members} have no grades: {reason}")
+        spec.exit_code(403, "ERROR_CALIBRATION_FAILED", message="The committee could not be calibrated: {reason}")
 
     @classmethod
     def get_builder_from_protocol(
@@ -161,8 +173,13 @@ class TrainWorkChain(WorkChain):
         self.ctx.running = []
         self.ctx.potentials = {}
         self.ctx.errors = {}
+        self.ctx.parity = {}
+        self.ctx.grades = {}
+        self.ctx.calibrations = {}
         self.ctx.failed_members = []
         self.ctx.failed_evaluations = []
+        self.ctx.ungraded = {}
+        self.ctx.uncalibrated = None
 
     def plan(self) -> ExitCode | None:
         """Split the frames and write out the settings of every member."""
@@ -196,7 +213,7 @@ class TrainWorkChain(WorkChain):
         """Take potentials, curves and summaries of the members that are done."""
         for member in self.ctx.running:
             node = self.ctx[f"train_{member}"]
-            for name, port in (("curves", "curves"), ("summary", "summaries"), ("potential", "potentials")):
+            for name, port in (("curves", "curves"), ("summary", "summaries")):
                 if name in node.outputs:
                     self.out(f"{port}.member_{member}", node.outputs[name])
             if "potential" in node.outputs:
@@ -232,20 +249,64 @@ class TrainWorkChain(WorkChain):
         return ToContext()
 
     def inspect_evaluate(self) -> None:
-        """Take errors and parity data."""
+        """Take errors, parity data and grades."""
+        without_grades = EvaluateCalculation.exit_codes.ERROR_GRADES_FAILED.status
         for name in self.ctx.running:
             node = self.ctx[f"evaluate_{name}"]
             if "parity" in node.outputs:
                 self.out(f"parity.{name}", node.outputs.parity)
+                self.ctx.parity[name] = node.outputs.parity.uuid
             if "errors" in node.outputs:
                 self.ctx.errors[name] = node.outputs.errors.uuid
+            if "grades" in node.outputs:
+                self.ctx.grades[name] = node.outputs.grades.uuid
             if not node.is_finished_ok:
-                self.ctx.failed_evaluations.append(name)
+                if node.exit_status == without_grades:
+                    self.ctx.ungraded[name] = node.exit_message
+                else:
+                    self.ctx.failed_evaluations.append(name)
                 self.report(
                     f"{name}: EvaluateCalculation<{node.pk}> failed with exit status {node.exit_status}: "
                     f"{node.exit_message}"
                 )
         self.ctx.running = []
+
+    def can_calibrate(self) -> bool:
+        """Whether two members or more were evaluated on frames that none of them was trained on."""
+        if len(self.ctx.potentials) > 1 and self._held_out() is None:
+            self.report("no calibration: no frames are held out from all members (split.test is 0, no test_dataset)")
+        return len(self._evaluated(self._held_out())) > 1
+
+    def calibrate(self) -> None:
+        """Turn the deviation of the committee into bounds of each member's errors, on held-out frames."""
+        result, node = calibrate.run_get_node(
+            settings=self._planned("calibration"),
+            **self._evaluated(self._held_out()),
+            metadata={"call_link_label": "calibrate"},
+        )
+        if not node.is_finished_ok:
+            self.ctx.uncalibrated = node.exit_message
+            self.report(f"calibrate<{node.pk}> failed: {node.exit_message}")
+            return
+        for name, value in result.items():
+            self.ctx.calibrations[name] = value.uuid
+            self.out(f"calibrations.{name}", value)
+
+    def judge(self) -> None:
+        """Give each potential what judges it: errors, grades, calibration."""
+        for member, uuid in self.ctx.potentials.items():
+            potential, name = orm.load_node(uuid), f"member_{member}"
+            evidence = self._evidence(member)
+            if evidence:
+                judged, node = judge_potential.run_get_node(
+                    potential=potential, **evidence, metadata={"call_link_label": f"judge_{name}"}
+                )
+                if node.is_finished_ok:
+                    potential = judged
+                else:
+                    self.ctx.ungraded[name] = node.exit_message
+                    self.report(f"{name}: judge_potential<{node.pk}> failed: {node.exit_message}")
+            self.out(f"potentials.{name}", potential)
 
     def finalize(self) -> ExitCode | None:
         """Put the errors into one table."""
@@ -256,6 +317,11 @@ class TrainWorkChain(WorkChain):
             return self.exit_codes.ERROR_SOME_MEMBERS_FAILED.format(members=self.ctx.failed_members)
         if self.ctx.failed_evaluations:
             return self.exit_codes.ERROR_EVALUATION_FAILED.format(names=", ".join(self.ctx.failed_evaluations))
+        if self.ctx.ungraded:
+            reason = "; ".join(sorted(set(self.ctx.ungraded.values())))
+            return self.exit_codes.ERROR_GRADES_FAILED.format(members=", ".join(self.ctx.ungraded), reason=reason)
+        if self.ctx.uncalibrated is not None:
+            return self.exit_codes.ERROR_CALIBRATION_FAILED.format(reason=self.ctx.uncalibrated)
         return None
 
     # -- parts of steps ----------------------------------------------------------------------------------------
@@ -285,7 +351,7 @@ class TrainWorkChain(WorkChain):
             {
                 "code": self.inputs.codes.evaluate,
                 "potential": orm.load_node(self.ctx.potentials[member]),
-                "settings": self._planned("evaluation"),
+                "settings": self._planned("external" if kind == "external" else "evaluation"),
                 "metadata": {"call_link_label": f"evaluate_{name}", "options": self._options("evaluate")},
             }
         )
@@ -296,6 +362,30 @@ class TrainWorkChain(WorkChain):
             inputs.split = self._planned("split")
             inputs.member = self._planned(f"member_{member}")
         return inputs
+
+    def _held_out(self) -> str | None:
+        """Evaluations with frames that no member was trained on: ``member`` where the split has a test part."""
+        if self._planned("split").base.attributes.get("counts")[0]["test"] > 0:
+            return "member"
+        return "external" if "test_dataset" in self.inputs else None
+
+    def _evaluated(self, kind: str | None) -> dict[str, orm.Node]:
+        """Parity data of one kind of evaluation, as ``member_<i>``."""
+        names = {f"member_{member}": f"{kind}_{member}" for member in self.ctx.potentials}
+        return {
+            name: orm.load_node(self.ctx.parity[source]) for name, source in names.items() if source in self.ctx.parity
+        }
+
+    def _evidence(self, member: str) -> dict[str, orm.Node]:
+        """What judges a potential."""
+        name, external = f"member_{member}", f"external_{member}"
+        found = {
+            "errors": self.ctx.errors.get(name),
+            "external": self.ctx.errors.get(external),
+            "grades": self.ctx.grades.get(name),
+            "calibration": self.ctx.calibrations.get(name),
+        }
+        return {kind: orm.load_node(uuid) for kind, uuid in found.items() if uuid is not None}
 
     def _options(self, stage: str) -> dict[str, Any]:
         options = self.inputs.get("options", {})

@@ -13,19 +13,22 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from aiida_mlip.errors import ExternalProgramError, FileFormatError, InvalidInputError, MlipError, SpeciesError
+from aiida_mlip.io.arrays import write_npz
 from aiida_mlip.io.evaluation import (
     ANSWER,
+    GRADES,
     PREDICTIONS,
     REQUEST,
     EvaluateRequest,
     Reason,
+    read_grades,
     read_request,
     write_predictions,
 )
@@ -33,6 +36,10 @@ from aiida_mlip.io.shards import read_shard
 from aiida_mlip.kernel.frames import NONE, Failure, Frames, concatenate
 from aiida_mlip.kernel.metrics import ErrorReport, Predictions, compare, compare_parts, labels_at
 from aiida_mlip.kernel.splits import Part
+from aiida_mlip.kernel.uncertainty.grades import Grades, fit_grades
+
+if TYPE_CHECKING:
+    from aiida_mlip.workers.model_loading import LoadedModel
 
 #: Seconds between progress lines.
 PROGRESS_EVERY: Final[float] = 10.0
@@ -53,8 +60,12 @@ Reads {REQUEST} in the working directory, with these keys (all optional):
   device           "auto"              auto | cpu | cuda
   mode             "eager"             eager | compiled (a minute to compile; for many frames)
   atoms_per_batch  1024                memory against speed
+  statistics       null                .npz of the potential's grades: the novelty of each atom is predicted too
+  fit_grades       false               fit them on the training part of the split (all frames without one)
+  seed             0                   of that fit
 
-Writes {PREDICTIONS} (energy eV, forces eV/A, stress eV/A^3, failure, part) and {ANSWER} (errors per part).
+Writes {PREDICTIONS} (energy eV, forces eV/A, stress eV/A^3, failure, part, novelty), {ANSWER} (errors per part) and
+with fit_grades {GRADES}.
 """
 
 
@@ -112,9 +123,14 @@ def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
     frames = concatenate(shards)
     part = _read_split(folder, request, len(frames))
     _check_species(frames, request)
+    grades = None if request.statistics is None else read_grades(folder / request.statistics)
     predictions, device = _predict(folder, request, frames)
+    complaint = ""
+    if request.fit_grades:
+        grades, complaint = _fit(folder, request, frames, predictions, part)
+    novelty = None if grades is None else grades.novelty(_features(predictions), frames.numbers)
     (folder / PREDICTIONS).write_bytes(
-        write_predictions(predictions, np.full(len(frames), Part.UNUSED) if part is None else part)
+        write_predictions(predictions, np.full(len(frames), Part.UNUSED) if part is None else part, novelty)
     )
     reference = labels_at(frames, request.fidelities)
     if not reference.labelled.any():
@@ -137,6 +153,7 @@ def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
             for row in np.flatnonzero(predictions.failure)
         ],
         "n_frames": len(frames),
+        "grades": {"fitted": request.fit_grades and not complaint, "message": complaint},
         "device": device,
         "mode": request.mode,
         "wall_s": round(time.perf_counter() - started, 3),
@@ -145,13 +162,11 @@ def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
 
 def _predict(folder: Path, request: EvaluateRequest, frames: Frames) -> tuple[Predictions, str]:
     from aiida_mlip.workers.inference import energy_shifts, predict
-    from aiida_mlip.workers.model_loading import load_model
 
     began = time.perf_counter()
+    features = request.fit_grades or request.statistics is not None
     try:
-        model = load_model(
-            folder / request.model, device=request.device, mode=request.mode, expected_sha256=request.sha256
-        )
+        model = _load(folder, request, features=features)
     except (FileFormatError, ExternalProgramError) as error:
         raise _ModelError(str(error)) from error
     print(f"model loaded on {model.device} in {time.perf_counter() - began:.1f} s", flush=True)
@@ -161,6 +176,7 @@ def _predict(folder: Path, request: EvaluateRequest, frames: Frames) -> tuple[Pr
         frames,
         fidelity=np.maximum(levels, 0) if len(request.fidelities) > 1 else None,
         atoms_per_batch=request.atoms_per_batch,
+        features=features and model.feature_field is not None,
         progress=_Clock(len(frames)),
     )
     energy = predictions.energy
@@ -168,8 +184,54 @@ def _predict(folder: Path, request: EvaluateRequest, frames: Frames) -> tuple[Pr
         if name in request.energy_shifts:
             shift = energy_shifts(frames, request.energy_shifts[name])
             energy = np.where(np.maximum(levels, 0) == index, energy + shift, energy)
-    result = Predictions(energy, predictions.forces, predictions.stress, predictions.failure)
-    return result, str(model.device)
+    return replace(predictions, energy=energy), str(model.device)
+
+
+def _load(folder: Path, request: EvaluateRequest, *, features: bool) -> LoadedModel:
+    """The model; a model without features is no reason to do nothing where grades are only to be fitted."""
+    from aiida_mlip.workers.model_loading import load_model
+
+    def load(*, features: bool) -> LoadedModel:
+        return load_model(
+            folder / request.model,
+            device=request.device,
+            mode=request.mode,
+            expected_sha256=request.sha256,
+            features=features,
+        )
+
+    try:
+        return load(features=features)
+    except InvalidInputError:
+        if not features or request.statistics is not None:
+            raise
+        return load(features=False)
+
+
+def _fit(
+    folder: Path, request: EvaluateRequest, frames: Frames, predictions: Predictions, part: np.ndarray | None
+) -> tuple[Grades | None, str]:
+    """Grades on the training rows that could be predicted, written to their file; or None, and why."""
+    began = time.perf_counter()
+    rows = predictions.failure == Failure.NONE
+    if part is not None:
+        rows &= part == Part.TRAIN
+    atoms = rows[frames.atom_rows()]
+    try:
+        grades = fit_grades(_features(predictions)[atoms], frames.numbers[atoms], seed=request.seed)
+    except (InvalidInputError, np.linalg.LinAlgError) as error:
+        print(f"no grades: {error}", flush=True)
+        return None, str(error)
+    (folder / GRADES).write_bytes(write_npz(grades.arrays()))
+    print(f"grades fitted to {int(atoms.sum())} atoms in {time.perf_counter() - began:.1f} s", flush=True)
+    return grades, ""
+
+
+def _features(predictions: Predictions) -> np.ndarray:
+    """(a, d) features; a model is loaded with them where they are needed."""
+    if predictions.features is None:
+        raise InvalidInputError("the potential gave no features")
+    return predictions.features
 
 
 def _levels(frames: Frames, request: EvaluateRequest) -> np.ndarray:

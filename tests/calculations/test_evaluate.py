@@ -22,6 +22,9 @@ from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.io.shards import write_shard
 from aiida_mlip.kernel.frames import Frames, concatenate, from_ase
+from aiida_mlip.kernel.uncertainty.grades import Grades
+from aiida_mlip.workers.inference import predict
+from aiida_mlip.workers.model_loading import load_model
 
 PROGRAM = Path(sys.executable).parent / "aiida-mlip-evaluate"
 
@@ -83,7 +86,7 @@ def test_errors_and_parity_of_a_real_job(inputs: dict, frames: Frames, toy_packa
         }
     )
     inputs["member"] = orm.Int(0)
-    inputs["settings"] = orm.Dict({"device": "cpu", "atoms_per_batch": 20})
+    inputs["settings"] = orm.Dict({"device": "cpu", "atoms_per_batch": 20, "fit_grades": True})
     results, node = run(inputs)
     assert node.is_finished_ok, node.exit_message
     errors = results["errors"].get_dict()
@@ -105,8 +108,17 @@ def test_errors_and_parity_of_a_real_job(inputs: dict, frames: Frames, toy_packa
     assert "loading this model executes code" in node.outputs.retrieved.base.repository.get_object_content(
         "evaluate.out"
     )
-    for output in (results["errors"], results["parity"]):
+    for output in (results["errors"], results["parity"], results["grades"]):
         assert output.creator.pk == node.pk
+    # grades of the training frames, and the novelty of all atoms by them
+    grades = Grades.from_arrays(
+        {name: results["grades"].get_array(name) for name in results["grades"].get_arraynames()}
+    )
+    assert grades.elements[14].n_train == 24
+    found = predict(load_model(toy_package, device="cpu"), frames, features=True)
+    novelty = parity.get_array("novelty")
+    np.testing.assert_allclose(novelty, grades.novelty(found.features, frames.numbers), rtol=1e-5)
+    check_that_grades_are_used(inputs, grades, novelty)
     # the predictions are those of NequIP's own calculator
     from nequip.integrations.ase import NequIPCalculator
 
@@ -116,13 +128,32 @@ def test_errors_and_parity_of_a_real_job(inputs: dict, frames: Frames, toy_packa
     np.testing.assert_allclose(parity.get_array("forces_predicted")[24:32], atoms.get_forces(), atol=1e-5)
 
 
+def check_that_grades_are_used(inputs: dict, grades: Grades, novelty: np.ndarray) -> None:
+    """A potential that has grades tells the novelty of any dataset."""
+    inputs["potential"] = inputs["potential"].judged(statistics=grades.arrays())
+    for name in ("split", "member", "settings"):
+        del inputs[name]
+    inputs["settings"] = orm.Dict({"device": "cpu"})
+    results, node = run(inputs)
+    assert node.is_finished_ok, node.exit_message
+    assert "grades" not in results
+    np.testing.assert_allclose(results["parity"].get_array("novelty"), novelty, rtol=1e-5)
+
+
 def test_a_dataset_of_several_shards(inputs: dict, frames: Frames) -> None:
     inputs["dataset"] = DatasetData.merge(
         [DatasetData.from_frames(frames.take([0, 1])), DatasetData.from_frames(frames.take([2, 3, 4]))]
     )
     assert len(inputs["dataset"].shard_names) == 2
+    inputs["split"] = orm.ArrayData(
+        {"frame_id": frames.frame_id, "member_0": np.array([2, 2, 2, 1, 1, 1], dtype=np.int8)}
+    )
+    inputs["settings"] = orm.Dict({"fit_grades": True})
     results, node = run(inputs)
-    assert node.is_finished_ok
+    assert node.exit_status == EvaluateCalculation.exit_codes.ERROR_GRADES_FAILED.status  # no frame is trained on
+    assert "grades need at least one atom" in node.exit_message
+    assert "grades" not in results
+    assert results["errors"]["test"]["n_frames"] == 3
     np.testing.assert_array_equal(results["parity"].get_array("frame_id"), frames.frame_id[:5])
 
 
@@ -252,10 +283,10 @@ FRAGILE = """
 import sys
 from aiida_mlip.workers import evaluate, inference
 real = inference._evaluate
-def fragile(model, frames, rows, fidelity):
+def fragile(model, frames, rows, fidelity, **options):
     if (frames.natoms[rows] > {limit}).any():
         raise {error}
-    return real(model, frames, rows, fidelity)
+    return real(model, frames, rows, fidelity, **options)
 inference._evaluate = fragile
 sys.exit(evaluate.main([]))
 """
@@ -311,7 +342,7 @@ def test_all_exit_codes_are_produced_here() -> None:
         for name, code in EvaluateCalculation.spec().exit_codes.items()
         if 200 <= code.status < 500 and name not in _inherited()
     }
-    produced = {EvaluateCalculation.exit_codes[name].status for name in BROKEN} | {410, 302, 401}
+    produced = {EvaluateCalculation.exit_codes[name].status for name in BROKEN} | {410, 411, 302, 401}
     assert ours == produced
 
 

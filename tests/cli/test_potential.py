@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from aiida import orm
 from click.testing import CliRunner
 
 from aiida_mlip.cli.main import main
 from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.kernel.calibration import calibrate
+from aiida_mlip.kernel.uncertainty.grades import fit_grades
 
 
 def invoke(*arguments: str):
@@ -55,6 +58,35 @@ def test_show_prints_errors_per_part(toy_package: Path) -> None:
     shown = invoke("show", str(node.pk)).output
     for text in ("test", "7", "4.20", "0.1234", "10.0%", "-", "validation.loss 0.25", "best_epoch 12"):
         assert text in shown, text
+
+
+def test_show_prints_grades_and_calibration(toy_package: Path) -> None:
+    """The numbers are those of the node; without them it says what is missing."""
+    rng = np.random.default_rng(0)
+    numbers, deviation = np.tile([14, 6], 100), rng.lognormal(size=200)
+    error = deviation[:, None] * rng.normal(size=(200, 3))
+    calibration = calibrate(deviation, error, numbers, region=np.where(deviation < 1, "inside", "outside"))
+    grades = fit_grades(rng.normal(size=(200, 4)), numbers)
+    node = PotentialData.import_package(
+        toy_package, statistics=grades.arrays(), calibration=calibration.as_dict()
+    ).store()
+    shown = " ".join(invoke("show", str(node.pk)).output.replace("│", " ").split())
+    coverage = calibration.metrics["coverage"]
+    for text in (
+        "C 100 environments",
+        "4 features",
+        "at 90% on 200 held-out atoms",
+        f"Si {calibration.scale['Si']:.3g}",
+        f"all {coverage['all']:.3f}",
+        f"inside {coverage['region']['inside']['coverage']:.3f}",
+        f"{calibration.force_rmse_validation:.4g} eV/Å",
+        f"auroc {calibration.metrics['auroc']:.3g}",
+    ):
+        assert text in shown, (text, shown)
+    bare = PotentialData.import_package(toy_package).store()
+    shown = " ".join(invoke("show", str(bare.pk)).output.replace("│", " ").split())
+    assert "none: its novelty cannot be told" in shown
+    assert "none: it takes a committee" in shown
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,13 @@ from aiida.common.exceptions import ValidationError
 from aiida_mlip.data.potential import PotentialData, jsonable
 from aiida_mlip.errors import FileFormatError, InvalidInputError, SpeciesError
 from aiida_mlip.io.model_package import sha256_of
+from aiida_mlip.kernel.calibration import calibrate
+from aiida_mlip.kernel.uncertainty.grades import fit_grades
 
 
-def tamper(node: PotentialData, data: bytes) -> None:
+def tamper(node: PotentialData, data: bytes, name: str = PotentialData.PACKAGE_NAME) -> None:
     """Overwrite the package in the object store, as a broken disk or a person would."""
-    key = node.base.repository.get_object(node.PACKAGE_NAME).key
+    key = node.base.repository.get_object(name).key
     with node.backend.get_repository()._container as store:
         path = Path(store._get_loose_path_from_hashkey(key))
         path.chmod(0o600)
@@ -56,6 +58,56 @@ def test_path_bytes_and_stream_give_one_content(toy_package: Path) -> None:
     nodes = [PotentialData.from_package(p) for p in (toy_package, str(toy_package), data, io.BytesIO(data))]
     assert len({json.dumps(node.base.attributes.all, sort_keys=True) for node in nodes}) == 1
     assert nodes[0].statistics() == {}
+
+
+def judgement() -> dict:
+    features = np.random.default_rng(0).normal(size=(60, 3))
+    deviation = np.random.default_rng(1).lognormal(size=60)
+    numbers = np.tile([14, 6, 14], 20)
+    return {
+        "statistics": fit_grades(features, numbers).arrays(),
+        "calibration": calibrate(deviation, features * deviation[:, None], numbers).as_dict(),
+    }
+
+
+def test_grades_and_calibration_round_trip(toy_package: Path) -> None:
+    given = judgement()
+    node = PotentialData.import_package(toy_package, **given).store()
+    again = orm.load_node(node.pk)
+    assert again.has_grades
+    assert again.grades().n_features == 3
+    for name, value in again.grades().arrays().items():
+        np.testing.assert_array_equal(value, given["statistics"][name])
+    found = again.calibration()
+    assert found.scale == pytest.approx(given["calibration"]["scale"])  # AiiDA keeps 14 digits
+    assert found.metrics["coverage"]["element"].keys() == {"Si", "C"}
+    assert found.bound(np.ones(1), np.array([6]))[0] == pytest.approx(found.scale["C"])
+    bare = PotentialData.import_package(toy_package, statistics={"mean": np.zeros(2)})
+    assert (bare.has_grades, bare.grades(), bare.calibration()) == (False, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "message"),
+    [
+        ("statistics", "grades_6_whitening", "'grades_6_whitening'"),
+        ("calibration", "scale", "keys \\['scale'\\] are missing"),
+    ],
+)
+def test_malformed_judgements_are_refused(toy_package: Path, name: str, key: str, message: str) -> None:
+    given = judgement()
+    del given[name][key]
+    with pytest.raises(FileFormatError, match=message):
+        PotentialData.import_package(toy_package, **given)
+
+
+def test_damaged_statistics_are_noticed(toy_package: Path) -> None:
+    given = judgement()
+    given["statistics"]["salt"] = np.array(0.123)  # its own content: equal files are one object of the repository
+    node = PotentialData.import_package(toy_package, **given).store()
+    data = node.base.repository.get_object_content(node.STATISTICS_NAME, mode="rb")
+    tamper(node, data[: len(data) // 2], node.STATISTICS_NAME)
+    with pytest.raises(FileFormatError, match=r"statistics\.npz: not a readable archive"):
+        node.grades()
 
 
 def test_check_species(toy_package: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import shutil
+import sys
 import zipfile
 
 import numpy as np
 import pytest
 from aiida import orm
 from aiida.engine import calcfunction, run_get_node
+from aiida.manage.caching import enable_caching
 from emt_frames import emt_frames
 
 from aiida_mlip.calculations.functions.train import lower_learning_rate, plan_training, reduce_batch_size
@@ -17,6 +19,7 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.provenance import audit
 from aiida_mlip.errors import ProtocolError
+from aiida_mlip.kernel.committee import force_deviation
 from aiida_mlip.kernel.frames import digest
 from aiida_mlip.workchains.train import TrainWorkChain
 
@@ -46,8 +49,12 @@ def builder(train_code, evaluate_code):
 
 
 def test_committee_end_to_end(builder):
-    """Two members with different weights and validation sets, one test set; errors, parity, curves; no orphan."""
-    inputs = builder(emt_frames(12), committee=2)
+    """Two members with different weights and validation sets, one test set; errors, parity, curves; no orphan.
+
+    Each potential comes judged: errors, grades, calibration. The same again with a calibration that needs more held-out
+    atoms than there are trains nothing again, and returns the potentials without it.
+    """
+    inputs = builder(emt_frames(15), committee=2)
     inputs.test_dataset = DatasetData.from_frames(emt_frames(3, seed=99))
     outputs, node = run_get_node(inputs)
     assert node.is_finished_ok, (node.exit_status, node.exit_message)
@@ -82,8 +89,51 @@ def test_committee_end_to_end(builder):
         "train_member_1",
         "evaluate_member_0",
         "evaluate_external_1",
+        "calibrate",
+        "judge_member_0",
+        "judge_member_1",
         "tabulate",
     } <= labels
+    check_judged(outputs, parts, node)
+
+    demanding = builder(emt_frames(15), committee=2, calibration_level=0.99)
+    demanding.test_dataset = inputs.test_dataset
+    with enable_caching():
+        again, other = run_get_node(demanding)
+    assert other.exit_status == TrainWorkChain.exit_codes.ERROR_CALIBRATION_FAILED.status
+    assert "needs at least 99 held-out atoms" in other.exit_message
+    jobs = [job for job in other.called_descendants if isinstance(job, orm.CalcJobNode)]
+    assert jobs
+    assert all(job.base.caching.is_created_from_cache for job in jobs)
+    assert again["potentials"]["member_1"].has_grades
+    assert again["potentials"]["member_1"].calibration() is None
+
+
+def check_judged(outputs, parts, node):
+    """Grades are those of the member's own training frames, the calibration that of the held-out ones."""
+    for i in range(2):
+        potential, parity = outputs["potentials"][f"member_{i}"], outputs["parity"][f"member_{i}"]
+        assert potential.creator.process_label == "judge_potential"
+        grades, calibration = potential.grades(), potential.calibration()
+        assert grades.elements[29].n_train == 4 * (parts[i] == 0).sum()
+        trained = np.repeat(parity.get_array("part") == 0, 4)
+        assert np.mean(parity.get_array("novelty")[trained] <= 1.0) > 0.8
+        assert calibration.as_dict() == outputs["calibrations"][f"member_{i}"].get_dict()
+        assert calibration.n_atoms == 4 * (parts[i] == 2).sum()
+        held_out = np.repeat(parity.get_array("part") == 2, 4)
+        error = parity.get_array("forces_predicted") - parity.get_array("forces_reference")
+        rmse = np.sqrt(np.mean((error[held_out] ** 2).sum(axis=1)))
+        assert calibration.force_rmse_validation == pytest.approx(rmse)
+        both = np.stack([outputs["parity"][f"member_{j}"].get_array("forces_predicted") for j in range(2)])
+        bound = calibration.bound(force_deviation(both), np.full(60, 29))
+        assert np.mean(np.linalg.norm(error, axis=1)[held_out] <= bound[held_out]) >= 0.9
+        assert set(calibration.metrics["coverage"]["region"]) <= {"inside", "outside"}
+        assert potential.metrics["test"]["n_frames"] == 3
+        assert potential.metrics["external"]["n_frames"] == 3
+        trained_node = node.base.links.get_outgoing().get_node_by_label(f"train_member_{i}").outputs.potential
+        assert trained_node.sha256 == potential.sha256
+        key = [item.base.repository.get_object(item.PACKAGE_NAME).key for item in (trained_node, potential)]
+        assert key[0] == key[1]  # stored once
 
 
 def test_builder_refuses_what_cannot_be_trained(builder):
@@ -172,6 +222,8 @@ def test_one_member_fails_the_other_is_returned(builder):
     assert "[1]" in node.exit_message
     assert set(outputs["potentials"]) == {"member_0"}
     assert outputs["errors"]["n_members"] == 1
+    assert outputs["potentials"]["member_0"].has_grades
+    assert outputs["potentials"]["member_0"].calibration() is None  # one member has nothing to deviate from
 
 
 def test_failed_plan_is_an_exit_code():
@@ -201,11 +253,37 @@ def test_all_members_fail(builder, localhost):
     assert set(outputs) == {"split", "summaries"}
 
 
-def test_evaluation_fails_but_the_potential_is_returned(builder, localhost):
+#: The evaluation with a model that gives no features.
+WITHOUT_FEATURES = """
+import sys
+from aiida_mlip.workers import evaluate, model_loading
+model_loading.feature_field = lambda outputs: None
+sys.exit(evaluate.main([]))
+"""
+
+
+def test_evaluation_or_grades_fail_but_the_potential_is_returned(builder, localhost, tmp_path):
+    """First no evaluation at all, then - nothing trained again - one that cannot fit grades."""
     inputs = builder(emt_frames(8), max_epochs=1)
     inputs.codes.evaluate = orm.InstalledCode(
         label="nothing", computer=localhost, filepath_executable=shutil.which("true"), with_mpi=False
     )
     outputs, node = run_get_node(inputs)
     assert node.exit_status == TrainWorkChain.exit_codes.ERROR_EVALUATION_FAILED.status
-    assert "member_0" in outputs["potentials"]
+    assert not outputs["potentials"]["member_0"].has_grades
+
+    program = tmp_path / "evaluate.sh"
+    (tmp_path / "evaluate.py").write_text(WITHOUT_FEATURES)
+    program.write_text(f"#!/bin/bash\n{sys.executable} {tmp_path}/evaluate.py\n")
+    program.chmod(0o755)
+    inputs = builder(emt_frames(8), max_epochs=1)
+    inputs.codes.evaluate = orm.InstalledCode(
+        label="without-features", computer=localhost, filepath_executable=str(program), with_mpi=False
+    )
+    with enable_caching():
+        outputs, node = run_get_node(inputs)
+    assert node.exit_status == TrainWorkChain.exit_codes.ERROR_GRADES_FAILED.status
+    assert "member_0 have no grades" in node.exit_message
+    assert "the potential gave no features" in node.exit_message
+    assert outputs["potentials"]["member_0"].metrics["test"]["n_frames"] > 0  # judged as far as possible
+    assert not outputs["potentials"]["member_0"].has_grades

@@ -18,9 +18,10 @@ from aiida_mlip.protocols import train as protocol
 
 @calcfunction
 def plan_training(dataset: DatasetData, settings: orm.Dict) -> dict[str, orm.Data] | ExitCode:
-    """Split the frames and write out the settings of every member, of the live monitor and of the evaluation.
+    """Split the frames and write out the settings of every member, of the live monitor and of what comes after.
 
-    Outputs ``split``; ``settings_<i>`` and ``member_<i>`` for each member; ``monitor``; ``evaluation``.
+    Outputs ``split``; ``settings_<i>`` and ``member_<i>`` for each member; ``monitor``; ``evaluation`` and
+    ``external``, of an evaluation on these frames and on others; ``calibration``.
     """
     try:
         full = protocol.train_settings(settings.get_dict())
@@ -31,11 +32,13 @@ def plan_training(dataset: DatasetData, settings: orm.Dict) -> dict[str, orm.Dat
         split = split_for(frames, full.split.model_dump(), members=full.committee, fidelity=full.fidelity)
     except MlipError as error:
         return ExitCode(200, str(error))
-    plain = full.model_dump()
+    plain = full.model_dump(exclude={"calibration_level"})  # no part of a training: another level repeats none
     outputs: dict[str, orm.Data] = {
         "split": split_node(split),
         "monitor": orm.Dict(monitor_of(full)),
-        "evaluation": orm.Dict({"device": full.device}),
+        "evaluation": orm.Dict({"device": full.device, "fit_grades": True, "seed": full.seed}),
+        "external": orm.Dict({"device": full.device}),
+        "calibration": orm.Dict({"level": full.calibration_level, "seed": full.seed}),
     }
     for member in range(full.committee):
         outputs[f"settings_{member}"] = orm.Dict({**plain, "member": member})

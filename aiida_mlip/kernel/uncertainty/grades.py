@@ -22,7 +22,8 @@ from aiida_mlip.kernel.uncertainty.elements import ElementGrades, fit_element
 
 #: Of the arrays; a reader refuses others.
 VERSION: Final[int] = 1
-_VERSION_KEY: Final[str] = "grades_version"
+#: The array by which statistics are known to be grades.
+VERSION_KEY: Final[str] = "grades_version"
 _NUMBERS_KEY: Final[str] = "grades_numbers"
 _FIELDS: Final[tuple[str, ...]] = ("means", "whitening", "threshold", "laplace", "active_inverse", "n_train")
 
@@ -86,7 +87,7 @@ class Grades:
     def arrays(self) -> dict[str, np.ndarray]:
         """Named arrays, what ``PotentialData`` stores as its statistics; :meth:`from_arrays` reads them."""
         result: dict[str, np.ndarray] = {
-            _VERSION_KEY: np.array(VERSION),
+            VERSION_KEY: np.array(VERSION),
             _NUMBERS_KEY: np.array(sorted(self.elements), dtype=np.int64),
         }
         for number, element in self.elements.items():
@@ -99,10 +100,10 @@ class Grades:
 
         :raises FileFormatError: arrays that are missing, of wrong shape, not finite or of another version; names them.
         """
-        for name in (_VERSION_KEY, _NUMBERS_KEY):
+        for name in (VERSION_KEY, _NUMBERS_KEY):
             if name not in arrays:
                 raise FileFormatError(f"statistics: no array {name!r}, so these are no grades; got {sorted(arrays)}")
-        version, numbers = arrays[_VERSION_KEY], arrays[_NUMBERS_KEY]
+        version, numbers = arrays[VERSION_KEY], arrays[_NUMBERS_KEY]
         if version.shape != () or version.dtype.kind not in "iu" or int(version) != VERSION:
             raise FileFormatError(f"statistics: grades of version {version!r}; this program reads version {VERSION}")
         if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iu" or len(set(numbers)) < len(numbers):
