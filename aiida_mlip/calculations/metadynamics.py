@@ -11,6 +11,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
+from aiida_mlip.calculations.dynamics_inputs import check_potential, described_potential, shard_copies
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
@@ -24,7 +25,6 @@ from aiida_mlip.io.metadynamics import (
     SERIES_FILE,
     TRAJECTORY_FILE,
     MetadynamicsRequest,
-    MetadynamicsSpec,
 )
 from aiida_mlip.kernel.geometry_checks import check_geometries
 from aiida_mlip.protocols.metadynamics import check_against_structures, parse_metadynamics
@@ -110,8 +110,8 @@ class MetadynamicsCalculation(CalcJob):
         """Write the request; everything else goes from the repository straight to the work directory."""
         inputs = self.inputs
         copies: list[tuple[str, str, str]] = []
-        names = _shards(inputs.structures, "structures", copies)
-        reference = _shards(inputs.reference, "reference", copies) if "reference" in inputs else ()
+        names = shard_copies(inputs.structures, "structures", copies)
+        reference = shard_copies(inputs.reference, "reference", copies) if "reference" in inputs else ()
         request = _request(inputs, names, reference, self.options.get("max_wallclock_seconds"))
         folder.create_file_from_filelike(io.BytesIO(request.model_dump_json(indent=1).encode()), REQUEST_FILE, "wb")
         if "potential" in inputs:
@@ -155,47 +155,17 @@ def validate_metadynamics_inputs(inputs: Mapping[str, Any], _: Any) -> str | Non
             if missing := sorted(set(structures.species) - set(inputs["reference"].species)):
                 return f"reference: has no environments of {', '.join(missing)}"
         if "potential" in inputs:
-            return _check_potential(inputs["potential"], spec, structures.species)
+            return check_potential(inputs["potential"], spec.fidelity, structures.species)
     except (MlipError, UnicodeDecodeError) as error:
         return str(error)
     return None
-
-
-def _check_potential(potential: PotentialData, spec: MetadynamicsSpec, species: list[str]) -> str | None:
-    potential.check_species(species)
-    if spec.fidelity is not None and spec.fidelity not in potential.fidelities:
-        return f"spec.fidelity: {spec.fidelity!r} is none of the potential's: {potential.fidelities}"
-    if spec.fidelity is None and len(potential.fidelities) > 1:
-        return f"spec.fidelity: missing, the potential knows several: {potential.fidelities}"
-    with potential.open_package():
-        return None
-
-
-def _shards(dataset: DatasetData, stem: str, copies: list[tuple[str, str, str]]) -> tuple[str, ...]:
-    """Names that the shards of a dataset get in the work directory; adds what is to be copied."""
-    names = tuple(f"{stem}_{i:04d}.npz" for i in range(len(dataset.shard_names)))
-    copies += [
-        (dataset.uuid, f"{DatasetData._PREFIX}/{shard}", name)
-        for shard, name in zip(dataset.shard_names, names, strict=True)
-    ]
-    return names
 
 
 def _request(
     inputs: Mapping[str, Any], structures: tuple[str, ...], reference: tuple[str, ...], walltime: int | None
 ) -> MetadynamicsRequest:
     spec = parse_metadynamics(inputs["spec"].get_dict())
-    described: dict[str, Any] = {}
-    if "potential" in inputs:
-        potential = inputs["potential"]
-        fidelities = list(potential.fidelities)
-        name = spec.fidelity or (fidelities[0] if fidelities else "")
-        described = {
-            "sha256": potential.sha256,
-            "species": tuple(potential.species),
-            "fidelities": tuple(fidelities),
-            "energy_shifts": potential.energy_shifts.get(name, {}),
-        }
+    described = described_potential(inputs["potential"], spec.fidelity) if "potential" in inputs else {}
     return MetadynamicsRequest(
         spec=spec,
         structures=structures,

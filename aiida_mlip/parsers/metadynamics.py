@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from aiida import orm
 from aiida.engine import ExitCode
-from aiida.parsers import Parser
 from pydantic import ValidationError
 
-from aiida_mlip.data.dataset import DatasetData
-from aiida_mlip.errors import MlipError
 from aiida_mlip.io.metadynamics import (
     BIAS_FOLDER,
     CHECKPOINT_FILE,
@@ -21,8 +17,7 @@ from aiida_mlip.io.metadynamics import (
     TRAJECTORY_FILE,
     MetadynamicsReport,
 )
-from aiida_mlip.io.shards import read_shard
-from aiida_mlip.kernel.frames import id_bytes
+from aiida_mlip.parsers.dynamics import DynamicsParser
 
 #: Why the program refused -> exit code.
 _REFUSALS: Final[dict[str, str]] = {
@@ -32,14 +27,14 @@ _REFUSALS: Final[dict[str, str]] = {
 }
 
 
-class MetadynamicsParser(Parser):
+class MetadynamicsParser(DynamicsParser):
     """Attach whatever is there, also of a job that was ended; then return the most specific exit code."""
 
     def parse(self, **kwargs: Any) -> ExitCode | None:
         """Attach ``trajectory_summary``, ``dataset``, ``series``, ``bias`` and ``checkpoint`` as far as they exist."""
         names = self.retrieved.base.repository.list_object_names()
         if OUTPUT_FILE not in names:
-            return self._scheduler() or self.exit_codes.ERROR_OUTPUT_MISSING.format(end=self._last_line())
+            return self.scheduler_exit_code() or self.exit_codes.ERROR_OUTPUT_MISSING.format(end=self.last_line())
         try:
             text = self.retrieved.base.repository.get_object_content(OUTPUT_FILE, mode="r")
             report = MetadynamicsReport.model_validate_json(text)
@@ -56,22 +51,8 @@ class MetadynamicsParser(Parser):
 
     def _attach(self, folder: Path, report: MetadynamicsReport) -> str:
         """Attach the outputs that are files; returns what is wrong with one of them."""
-        problem = ""
-        if (folder / TRAJECTORY_FILE).is_file():
-            try:
-                with (folder / TRAJECTORY_FILE).open("rb") as handle:
-                    frames = read_shard(handle, source=TRAJECTORY_FILE)
-                made_by = np.repeat(id_bytes([self.node.uuid]), len(frames), axis=0)
-                self.out("dataset", DatasetData.from_frames(frames.with_columns(geometry_uuid=made_by)))
-            except MlipError as error:
-                problem = str(error)
-        if (folder / SERIES_FILE).is_file():
-            try:
-                with np.load(folder / SERIES_FILE, allow_pickle=False) as arrays:
-                    series = orm.ArrayData({name: arrays[name] for name in sorted(arrays.files)})
-                self.out("series", series)
-            except (OSError, ValueError) as error:
-                problem = problem or f"{SERIES_FILE}: {error}"
+        problem = self.attach_dataset(folder / TRAJECTORY_FILE, "dataset")
+        problem = self.attach_arrays(folder / SERIES_FILE, "series") or problem
         if (folder / BIAS_FOLDER).is_dir() and any((folder / BIAS_FOLDER).iterdir()):
             self.out("bias", orm.FolderData(tree=str(folder / BIAS_FOLDER)))
         if report.status != "finished" and (folder / CHECKPOINT_FILE).is_file():
@@ -85,7 +66,7 @@ class MetadynamicsParser(Parser):
         messages = "; ".join(dict.fromkeys(t.message for t in (failed or stopped)))[:500]
         if "dataset" not in self.outputs:
             if report.status in ("walltime", "running"):
-                return self._scheduler() or self.exit_codes.ERROR_OUT_OF_WALLTIME
+                return self.scheduler_exit_code() or self.exit_codes.ERROR_OUT_OF_WALLTIME
             return self.exit_codes.ERROR_NO_FRAMES.format(message=messages)
         if failed:
             return self.exit_codes.ERROR_FORCES_FAILED.format(failed=len(failed), total=total, message=messages)
@@ -94,16 +75,3 @@ class MetadynamicsParser(Parser):
         if stopped:
             return self.exit_codes.ERROR_STOPPED_BY_WALL.format(stopped=len(stopped), total=total, message=messages)
         return None
-
-    def _scheduler(self) -> ExitCode | None:
-        """What the scheduler already knew (out of walltime, out of memory)."""
-        if self.node.exit_status is None:
-            return None
-        return ExitCode(self.node.exit_status, self.node.exit_message)
-
-    def _last_line(self) -> str:
-        name = self.node.get_option("output_filename")
-        if name not in self.retrieved.base.repository.list_object_names():
-            return ""
-        lines = self.retrieved.base.repository.get_object_content(name, mode="rb").decode(errors="replace").split("\n")
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")

@@ -328,9 +328,9 @@ class Simulation:
         report.seconds = round(self.clock.seconds, 3)
         if self._steps_done:
             report.seconds_per_step = round(report.seconds / self._steps_done, 6)
-        if self._trusted:
+        if self._trusted or any(run.stopped_by in _GOES_ON for run in report.runs):
             replace_file(folder / CHECKPOINT_FILE, write_checkpoint(report, self._trusted))
-        elif report.status == "finished":
+        else:
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
         replace_file(folder / OUTPUT_FILE, report.model_dump_json(indent=1).encode())
         self.clock.written()

@@ -1,0 +1,46 @@
+"""What the jobs of all dynamics programs do with their structures and their potential."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.potential import PotentialData
+
+
+def shard_copies(dataset: DatasetData, stem: str, copies: list[tuple[str, str, str]]) -> tuple[str, ...]:
+    """Names that the shards of a dataset get in the work directory; adds what is to be copied."""
+    names = tuple(f"{stem}_{i:04d}.npz" for i in range(len(dataset.shard_names)))
+    copies += [
+        (dataset.uuid, f"{DatasetData._PREFIX}/{shard}", name)
+        for shard, name in zip(dataset.shard_names, names, strict=True)
+    ]
+    return names
+
+
+def check_potential(potential: PotentialData, fidelity: str | None, species: Sequence[str]) -> str | None:
+    """What keeps a potential from driving these species at a level of theory; None if nothing does.
+
+    :raises SpeciesError: it does not cover them.
+    :raises FileFormatError: its package was changed.
+    """
+    potential.check_species(species)
+    if fidelity is not None and fidelity not in potential.fidelities:
+        return f"spec.fidelity: {fidelity!r} is none of the potential's: {potential.fidelities}"
+    if fidelity is None and len(potential.fidelities) > 1:
+        return f"spec.fidelity: missing, the potential knows several: {potential.fidelities}"
+    with potential.open_package():
+        return None
+
+
+def described_potential(potential: PotentialData, fidelity: str | None) -> dict[str, Any]:
+    """What a request says about the potential."""
+    fidelities = list(potential.fidelities)
+    name = fidelity or (fidelities[0] if fidelities else "")
+    return {
+        "sha256": potential.sha256,
+        "species": tuple(potential.species),
+        "fidelities": tuple(fidelities),
+        "energy_shifts": potential.energy_shifts.get(name, {}),
+    }
