@@ -84,6 +84,18 @@ class PotentialCalculator(Calculator):  # type: ignore[misc]  # ASE ships no typ
         if "novelty" in properties:
             self.results["novelty"] = self._novelty_of(step)
 
+    @property
+    def cutoff_ang(self) -> float:
+        """Cutoff (Å) of the model."""
+        return self._source.cutoff_ang
+
+    def forces(self, atoms: Atoms) -> np.ndarray:
+        """(a, 3) eV/Å, from the last call of the model if that was for this geometry.
+
+        :raises ExternalProgramError: the model fails.
+        """
+        return self._current_step(atoms).forces
+
     def novelty(self, atoms: Atoms) -> np.ndarray:
         """(a,) γ of the atoms, from the last call of the model if that was for this geometry.
 
