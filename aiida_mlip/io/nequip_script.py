@@ -45,12 +45,13 @@ def before_training(*, threads: int | None, initial: str | None) -> str:
 
 
 def after_training(packager: str) -> str:
-    """Lines after the program: its exit status, then a package of the best checkpoint, if there is one.
+    """Lines after the program: its exit status, its wall time, then a package of the best checkpoint, if there is one.
 
     :param packager: path of ``nequip-package``.
     """
     return f"""\
 echo "train $?" > {STATUS_FILE}
+echo "seconds $SECONDS" >> {STATUS_FILE}
 best_checkpoint {CHECKPOINT_DIR}
 if [ -n "$best" ]; then
     echo "best $best" >> {STATUS_FILE}
@@ -60,5 +61,5 @@ fi"""
 
 
 def read_status(text: str) -> dict[str, str]:
-    """``train``: exit status of nequip-train, ``best``: path of the checkpoint, ``package``: exit status."""
+    """``train``, ``package``: exit status of the programs; ``seconds``: wall time; ``best``: path of the checkpoint."""
     return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)

@@ -78,6 +78,7 @@ class NequipTrainParser(Parser):
             "learning_rate": settings.optimizer.learning_rate,
             "batch_size": settings.batch_size,
             "exit_status_train": int(status["train"]) if status.get("train", "").isdigit() else None,
+            "wall_seconds": int(status["seconds"]) if status.get("seconds", "").isdigit() else None,
         }
         if (best := curves.best) is not None:
             summary["best_epoch"] = int(curves.epoch[best])
