@@ -182,7 +182,7 @@ def _explore_reader(kind: str, section_keys: Sequence[str], fold: Callable[[dict
             values = explore.resolved_spec({"kind": kind, **own, kind: section}, protocol=protocol, where=where)
             spec = explore.parse_explore(values, where=where)
         except ProtocolError as error:
-            raise ProtocolError(_without_sections(str(error), where)) from error
+            raise ProtocolError(without_sections(str(error), where)) from error
         return Job(
             code="explore",
             settings=values,
@@ -214,8 +214,8 @@ def _quench(section: dict[str, Any]) -> dict[str, Any]:
     return {**timestep, "melt_quench": {**section, **part}}
 
 
-def _without_sections(message: str, where: str) -> str:
-    """Paths as the person who wrote the step knows them: without the names of sections."""
+def without_sections(message: str, where: str) -> str:
+    """Paths of keys as the person who wrote the step knows them: without the names of sections."""
     for section in ("md.melt_quench.keep", "md.melt_quench", "md.schedule.0", "md", "relax", "monte_carlo", "lammps"):
         name = ".frames" if section.endswith("keep") else ""
         message = message.replace(f"{where}.{section}.", f"{where}{name}.").replace(

@@ -24,7 +24,7 @@ from aiida_mlip.protocols import explore, metadynamics
 from aiida_mlip.protocols.fidelity import QeFidelity, parse_fidelities
 from aiida_mlip.protocols.generate import AnyStep, parse_generate, stage_steps
 from aiida_mlip.protocols.model import check_name
-from aiida_mlip.protocols.stages import StageStep
+from aiida_mlip.protocols.stages import StageStep, without_sections
 from aiida_mlip.workchains.label_inputs import check_options, check_pseudos, settings_hashes
 
 
@@ -69,7 +69,11 @@ def _check(inputs: Mapping[str, Any]) -> None:
         if step.job.code == "pw":
             _check_level(step, inputs, _known_species(steps, known, step), where)
         elif step.job.code:
-            _check_run(step, inputs, known.get(step.name), _known_species(steps, known, step), where)
+            try:
+                _check_run(step, inputs, known.get(step.name), _known_species(steps, known, step), where)
+            except MlipError as error:
+                message = without_sections(str(error), where)
+                raise ProtocolError(message if message.startswith(where) else f"{where}: {message}") from error
     _check_settings(stages, inputs, keep_seeds)
     _check_all_options(stages, inputs)
 

@@ -62,7 +62,8 @@ def _code(localhost, program: str) -> orm.AbstractCode:
 
 @pytest.fixture
 def codes(localhost, pw_code):
-    return {"pw": pw_code, "metadynamics": _code(localhost, "aiida-mlip-metadynamics")}
+    programs = {name: _code(localhost, f"aiida-mlip-{name}") for name in ("metadynamics", "explore")}
+    return {"pw": pw_code, **programs}
 
 
 @pytest.fixture
@@ -154,3 +155,181 @@ def test_every_kind_of_step_in_one_specification(codes, silicon, copper):
     assert 0 < results["summary"]["coverage"]["fraction"] <= 1
     assert audit(node).passed, audit(node).orphans
     assert audit(results["dataset"]).passed
+
+
+def test_random_structure_search_alloy_and_dynamics_are_reproducible(codes):
+    """Everything that needs no DFT gives the same frames again, and equal structures once."""
+    steps = [
+        {"generator": "random_structure", "composition": ["Cu3Au", "Cu2Au2"], "count": 4, "keep": False},
+        {"generator": "relax", "parents": "random_structure", "protocol": "fast", "cell": "free", "max_steps": 8,
+         "forces": EMT_FORCES},
+        {"generator": "monte_carlo", "parents": {"of": "seeds", "count": 1}, "temperature_k": 800, "n_steps": 40,
+         "record_every": 10, "forces": EMT_FORCES},
+    ]  # fmt: skip
+    seeds = bulk("Ni", cubic=True, a=3.56)
+    seeds.symbols[0] = "Al"
+    seeds.symbols[1] = "Al"
+    cells = {"nial": orm.StructureData(ase=seeds * (2, 1, 1)).store()}
+    given = {"cells": cells, "codes": {"explore": codes["explore"]}, "filters": {"duplicate_tolerance": 0.005}}
+    results, node = run(steps, **given)
+    assert node.exit_status == CODES.ERROR_STEPS_DOUBTFUL.status, node.exit_message
+    assert "relax [502]" in node.exit_message  # eight steps are too few, and said to be
+    frames = results["dataset"].frames()
+    table = {step["name"]: step for step in results["summary"]["steps"]}
+    assert table["random_structure"]["made"] == 4
+    assert table["relax"]["made"] > 4  # frames along the path
+    assert table["monte_carlo"]["made"] == 4
+    assert table["monte_carlo"]["parents"] == ["seeds"]
+    for step in table.values():
+        assert step["frames"] + step["duplicates"] + sum(step["dropped"].values()) == step["made"] * (
+            step["frames"] > 0
+        )
+    relaxed = frames.take(frames.generator == frames.generators.index("relax"))
+    made = children(node)["generate_00"].outputs.frames_00.frame_ids()
+    parents = set(map(bytes, relaxed.parent_id))
+    assert parents <= {bytes.fromhex(name) for name in made}
+    alloy = frames.take(frames.generator == frames.generators.index("monte_carlo"))
+    assert set(alloy.species) == {"Al", "Ni"}
+    assert len({tuple(alloy.numbers[alloy.atom_slice(row)]) for row in range(len(alloy))}) == len(alloy)
+    assert audit(node).passed, audit(node).orphans
+
+    again, _ = run(steps, **given)
+    assert again["dataset"].frame_ids() == results["dataset"].frame_ids()
+    columns = ("positions", "cell", "numbers", "parent_id", "group_id")
+    for name in columns:
+        assert again["dataset"].column(name).tobytes() == results["dataset"].column(name).tobytes(), name
+
+
+def test_a_step_that_fails_takes_along_only_those_that_start_from_it(codes, copper):
+    broken = {**METADYNAMICS, "forces": {"calculator": "no_such_package.Thing"}, "parents": "import"}
+    steps = [
+        {"generator": "import", "dataset": "known"},
+        {**broken, "name": "broken"},
+        {"generator": "rattle", "parents": "broken", "name": "orphan"},
+        {"generator": "random_structure", "composition": "Cu4", "keep": False, "name": "pure"},
+        {"generator": "monte_carlo", "parents": "pure", "name": "swaps", "temperature_k": 300, "n_steps": 100,
+         "forces": EMT_FORCES},
+        {"generator": "rattle", "parents": ["broken", "import"], "per_parent": 1, "amplitude_ang": 0.03},
+        {"generator": "random_structure", "composition": "Cu4", "name": "tight", "max_attempts": 1,
+         "volume_ang3_per_atom": [11.8, 11.9], "min_distance_ang": 2.45},
+    ]  # fmt: skip
+    results, node = run(steps, imports={"known": copper}, codes=codes)
+    assert node.exit_status == CODES.ERROR_STEPS_FAILED.status
+    assert "4 of 7 steps failed" in node.exit_message
+    for text in (
+        "broken [310]",
+        "no_such_package",
+        "orphan [310]: not run: broken made no frames",
+        "swaps [201]",
+        "two elements",
+        "tight [310]: steps.tight",
+    ):
+        assert text in node.exit_message
+    table = {step["name"]: step for step in results["summary"]["steps"]}
+    assert [(table[name]["made"], table[name]["frames"]) for name in ("import", "rattle")] == [(3, 3), (3, 3)]
+    assert table["broken"]["exit_status"] == 310
+    assert "no_such_package" in table["broken"]["message"]
+    assert table["tight"]["exit_status"] == 310
+    assert len(results["dataset"]) == 6
+    assert audit(node).passed, audit(node).orphans
+
+
+def test_frames_of_a_step_that_breaks_off_are_kept(codes):
+    from double_well import molecule
+
+    seeds = DatasetData.from_frames(from_ase([molecule()]))
+    steps = [
+        {"generator": "md", "n_steps": 60, "record_every": 20, "temperature_k": 300, "timestep_fs": 1.0,
+         "forces": {"calculator": "double_well.DoubleWell", "arguments": {"fail_after": 50}}},
+        {"generator": "rattle", "parents": "md", "amplitude_ang": 0.01},
+    ]  # fmt: skip
+    options = {"explore": {"environment_variables": {"PYTHONPATH": str(TESTS)}}}
+    results, node = run(steps, structures=seeds, codes={"explore": codes["explore"]}, options=orm.Dict(options))
+    assert node.exit_status == CODES.ERROR_STEPS_INCOMPLETE.status
+    assert "md [410]" in node.exit_message
+    assert "broke down" in node.exit_message
+    made = [step["frames"] for step in results["summary"]["steps"]]
+    assert made == [2, 2]
+
+
+def test_nothing_kept_or_nothing_made_is_said(codes, copper):
+    steps = [{"generator": "import", "dataset": "known"}]
+    _, node = run(steps, imports={"known": copper}, filters={"volume_ang3_per_atom": [1.0, 2.0]})
+    assert node.exit_status == CODES.ERROR_GENERATE_FAILED.status
+    assert "nothing is kept" in node.exit_message
+    tight = {
+        "generator": "random_structure",
+        "composition": "Cu4",
+        "max_attempts": 1,
+        "volume_ang3_per_atom": [11.8, 11.9],
+        "min_distance_ang": 2.45,
+    }
+    _, node = run([tight, {**METADYNAMICS, "parents": "random_structure"}], codes=codes)
+    assert node.exit_status == CODES.ERROR_GENERATE_FAILED.status
+    assert "random_structure [310]" in node.exit_message
+    assert "metadynamics [310]: not run" in node.exit_message
+
+
+IMPORT = {"generator": "import", "dataset": "known"}
+BIASED = {**METADYNAMICS, "parents": "import"}
+RELAX = {"generator": "relax", "parents": "import"}
+
+
+@pytest.mark.usefixtures("pseudo_family")
+@pytest.mark.parametrize(
+    ("steps", "inputs", "message"),
+    [
+        ([AIMD], {"codes": {}}, r"spec.steps\[0\] \(aimd\): needs the input `codes.pw`"),
+        ([AIMD], {}, r"spec.steps\[0\] \(aimd\): needs the input `fidelities`"),
+        ([{**AIMD, "fidelity": "pbe"}], {"fidelities": LDA}, r"spec.steps\[0\].fidelity: unknown fidelity 'pbe'"),
+        ([AIMD], {"fidelities": {**LDA, "two": LDA["lda"]}}, r"steps\[0\].fidelity: missing, there are several: lda"),
+        ([AIMD], {"fidelities": {"emt": {"engine": "ase", **EMT_FORCES}}}, r"engine qe, 'emt' is of ase"),
+        ([IMPORT, {**AIMD, "parents": "import"}], {"fidelities": LDA}, "no pseudopotential for Cu"),
+        ([{**AIMD, "n_stepz": 3}], {"fidelities": LDA}, r"spec.steps\[0\].n_stepz: .*did you mean 'n_steps'"),
+        ([{**AIMD, "parents": {"of": "seeds", "cout": 3}}], {}, r"spec.steps\[0\].parents.cout: .* 'count'"),
+        ([{**AIMD, "temperatures_kelvin": [-3]}], {}, r"spec.steps\[0\].temperatures_kelvin.0: "),
+        ([IMPORT, RELAX], {}, r"spec.steps\[1\] \(relax\): needs forces: give the key `forces` .* or the input"),
+        ([IMPORT, {**RELAX, "fmax": 1}], {}, r"spec.steps\[1\].fmax: .*did you mean 'fmax_ev_per_ang'"),
+        ([IMPORT, {**BIASED, "fixed_atoms": [4]}], {}, r"spec.steps\[1\].fixed_atoms: atom 4 does not exist"),
+        ([IMPORT, {**BIASED, "engine": "plumed", "hills": None, "environment": None}], {}, r"steps\[1\].engine_input"),
+        ([IMPORT, {"generator": "monte_carlo", "parents": "import", "temperature_k": 3, "n_steps": 99,
+                   "forces": EMT_FORCES}], {}, r"spec.steps\[1\].elements: a swap needs two elements"),
+        ([IMPORT, BIASED], {"options": {"metadynamics": {"walltime": 3}}}, "unknown option 'walltime'"),
+        ([{**IMPORT, "dataset": "nobody"}], {}, r"spec.steps\[0\].dataset: 'nobody' is not among .* has known"),
+        ([{"generator": "strain"}], {}, "imports.known: no step imports it"),
+        ([IMPORT], {"keep_seeds": True, "structures": "other_emt"}, "fidelity 'emt': labels of two settings"),
+        ([IMPORT, {**AIMD, "fidelity": "emt"}], {"fidelities": {"emt": LDA["lda"]}}, "fidelities.emt: the frames"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_or_wrong_is_refused_before_anything_is_stored(steps, inputs, message, codes, silicon, copper):
+    imports = (
+        {"known": copper} if "imports.known" in message or any(step["generator"] == "import" for step in steps) else {}
+    )
+    given = {"structures": silicon, "imports": imports, "codes": codes, **inputs}
+    if given["structures"] == "other_emt":
+        given["structures"] = DatasetData.from_frames(copper.frames(), settings={"emt": "cd" * 32}).store()
+    for name in ("fidelities", "options"):
+        if name in given:
+            given[name] = orm.Dict(given[name])
+    before = orm.QueryBuilder().append(orm.Node).count()
+    with pytest.raises(ValueError, match=message):
+        run(steps, **given)
+    assert orm.QueryBuilder().append(orm.Node).count() == before
+
+
+def test_a_potential_must_cover_what_a_step_meets(toy_package, codes, copper, aiida_profile):
+    from aiida_mlip.data.potential import PotentialData
+
+    potential = PotentialData.import_package(toy_package, engine="nequip", fidelities=["lj"]).store()
+    random = {"generator": "random_structure", "composition": "GaAs", "keep": False}
+    for first, missing in (
+        (IMPORT, r"spec.steps\[1\]: .* does not cover Cu"),
+        (random, r"spec.steps\[1\]: .* does not cover As, Ga"),
+    ):
+        given = {"imports": {"known": copper}} if first is IMPORT else {}
+        with pytest.raises(ValueError, match=missing):
+            run([first, {**RELAX, "parents": first["generator"]}], codes=codes, potential=potential, **given)
+    # what a level of theory is called must be known to the potential
+    silicon = DatasetData.from_frames(from_ase([bulk("Si")]))
+    with pytest.raises(ValueError, match=r"spec.steps\[0\].fidelity: unknown fidelity 'pbe'"):
+        run([{"generator": "relax", "fidelity": "pbe"}], codes=codes, potential=potential, structures=silicon)
