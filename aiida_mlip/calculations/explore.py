@@ -24,9 +24,11 @@ from aiida_mlip.io.explore import (
     REQUEST_FILE,
     SELECTED_FILE,
     SERIES_FILE,
+    STATISTICS_FILE,
     TRAJECTORY_FILE,
     ExploreRequest,
     ExploreSpec,
+    Member,
 )
 from aiida_mlip.kernel.geometry_checks import check_geometries
 from aiida_mlip.protocols.explore import check_against_structures, parse_explore
@@ -49,6 +51,13 @@ class ExploreCalculation(CalcJob):
             valid_type=PotentialData,
             required=False,
             help="Potential of the forces, instead of `spec.forces`. The job executes code of its package.",
+        )
+        spec.input_namespace(
+            "committee",
+            dynamic=True,
+            valid_type=PotentialData,
+            required=False,
+            help="The other members of the potential's committee, for a watch on its error.",
         )
         spec.input(
             "engine_input",
@@ -128,6 +137,10 @@ class ExploreCalculation(CalcJob):
         folder.create_file_from_filelike(io.BytesIO(request.model_dump_json(indent=1).encode()), REQUEST_FILE, "wb")
         if "potential" in inputs:
             copies.append((inputs.potential.uuid, PotentialData.PACKAGE_NAME, MODEL_FILE))
+        if request.graded:
+            copies.append((inputs.potential.uuid, PotentialData.STATISTICS_NAME, STATISTICS_FILE))
+        for member, name in zip(request.committee, sorted(inputs.get("committee", {})), strict=True):
+            copies.append((inputs.committee[name].uuid, PotentialData.PACKAGE_NAME, member.file))
         if "engine_input" in inputs:
             copies.append((inputs.engine_input.uuid, inputs.engine_input.filename, ENGINE_INPUT_FILE))
         for name in ("checkpoint", "restart"):
@@ -161,8 +174,11 @@ def validate_explore_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
         check_geometries(frames, source="structures")
         if {"checkpoint", "restart"} <= set(inputs):
             return "restart: give either this or 'checkpoint', not both"
-        if "potential" in inputs:
-            return check_potential(inputs["potential"], spec.fidelity, structures.species)
+        if problem := _watch_problem(spec, inputs):
+            return problem
+        for potential in (*([inputs["potential"]] if "potential" in inputs else []), *_committee(inputs).values()):
+            if problem := check_potential(potential, spec.fidelity, structures.species):
+                return problem
     except (MlipError, UnicodeDecodeError) as error:
         return str(error)
     return None
@@ -179,6 +195,34 @@ def _forces_problem(spec: ExploreSpec, has_potential: bool) -> str | None:
     return None
 
 
+def _watch_problem(spec: ExploreSpec, inputs: Mapping[str, Any]) -> str | None:
+    committee, potential = _committee(inputs), inputs.get("potential")
+    if spec.watch is None:
+        return "committee: only a watch looks at it, and spec.watch is not given" if committee else None
+    if potential is None:
+        return "spec.watch: only a potential can be watched, give the input 'potential'"
+    if spec.watch.needs_novelty and not potential.has_grades:
+        return (
+            f"spec.watch: the potential <{potential.uuid}> has no grades; take one that aiida_mlip.train has made, or "
+            "set novelty_select and novelty_stop to null"
+        )
+    if committee and potential.calibration() is None:
+        return f"committee: the potential <{potential.uuid}> has no calibration, so its error has no scale"
+    if committee and spec.watch.error_where == "novel" and not potential.has_grades:
+        return "spec.watch.error_where: 'novel' needs a potential with grades; set it to 'always'"
+    if spec.watch.error_where == "always" and not committee:
+        return "spec.watch.error_where: 'always' needs the other members as inputs 'committee'"
+    for name, member in committee.items():
+        if list(member.fidelities) != list(potential.fidelities):
+            return f"committee.{name}: knows {member.fidelities}, the potential knows {potential.fidelities}"
+    return None
+
+
+def _committee(inputs: Mapping[str, Any]) -> dict[str, PotentialData]:
+    """The other members by name, in order."""
+    return dict(sorted(inputs.get("committee", {}).items()))
+
+
 def _request(inputs: Mapping[str, Any], structures: tuple[str, ...], walltime: int | None) -> ExploreRequest:
     spec = parse_explore(inputs["spec"].get_dict())
     described = described_potential(inputs["potential"], spec.fidelity) if "potential" in inputs else {}
@@ -189,4 +233,18 @@ def _request(inputs: Mapping[str, Any], structures: tuple[str, ...], walltime: i
         restart_stopped="restart" in inputs,
         max_seconds=None if walltime is None else _CLEAN_FRACTION * walltime,
         **described,
+        **(_described_watch(inputs) if spec.watch is not None else {}),
     )
+
+
+def _described_watch(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    potential, committee = inputs["potential"], _committee(inputs)
+    calibration = potential.calibration()
+    return {
+        "graded": potential.has_grades,
+        "committee": tuple(
+            Member(file=f"member_{index}.nequip.zip", sha256=member.sha256)
+            for index, member in enumerate(committee.values())
+        ),
+        "calibration": None if calibration is None else calibration.as_dict(),
+    }

@@ -7,10 +7,13 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from aiida_mlip.io.metadynamics import Atom, Forces, Positive, Settings
+from aiida_mlip.io.watch import WatchSpec
 
 REQUEST_FILE: Final[str] = "input.json"
 FRAMES_FILE: Final[str] = "structures.npz"
 MODEL_FILE: Final[str] = "model.nequip.zip"
+#: Arrays of the potential's grades, beside its package.
+STATISTICS_FILE: Final[str] = "statistics.npz"
 #: The person's own LAMMPS commands, beside the request.
 ENGINE_INPUT_FILE: Final[str] = "engine_input.txt"
 OUTPUT_FILE: Final[str] = "output.json"
@@ -235,8 +238,10 @@ class ExploreSpec(Settings):
     :param seed: of all random numbers.
     :param fixed_atoms: atoms (from 0) that do not move, in every structure.
     :param limits: where a run ends.
+    :param watch: of a potential that has grades: when a frame is worth a label, and when to stop; null: not watched.
     :param selected_every: steps between two frames that are selected for a label, at least.
     :param device: for a potential.
+    :param mode: of a potential: ``eager``, or ``compiled`` (a minute to compile once per machine, then faster).
     :param fidelity: level of theory of a potential of several.
     """
 
@@ -247,12 +252,14 @@ class ExploreSpec(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     fixed_atoms: tuple[Atom, ...] = ()
     limits: Limits = Limits()
+    watch: WatchSpec | None = None
     selected_every: Steps = 20
     md: MolecularDynamics | None = None
     relax: Relaxation | None = None
     monte_carlo: MonteCarlo | None = None
     lammps: LammpsRun | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    mode: Literal["eager", "compiled"] = "eager"
     fidelity: str | None = None
 
     @model_validator(mode="after")
@@ -268,6 +275,10 @@ class ExploreSpec(Settings):
             raise ValueError(f"record_every ({self.record_every}) is above the {self.n_steps} steps: no frame at all")
         if self.kind == "relax" and self.replicas > 1:
             raise ValueError("replicas: relaxations of one structure are all the same, give 1")
+        if self.watch is not None and self.watch.min_distance_ang is not None:
+            raise ValueError("watch.min_distance_ang: belongs into limits.min_distance_ang, which every step looks at")
+        if self.watch is not None and self.forces is not None:
+            raise ValueError("watch: only a potential with grades can be watched, not a calculator in forces")
         return self
 
     @property
@@ -326,6 +337,17 @@ class ExploreSpec(Settings):
         return "melt_quench" if self.md is not None and self.md.melt_quench is not None else self.kind
 
 
+class Member(Settings):
+    """A further member of the committee of the driving potential.
+
+    :param file: its package.
+    :param sha256: hash that the package must have.
+    """
+
+    file: str
+    sha256: str
+
+
 class ExploreRequest(Settings):
     """Contents of ``input.json``.
 
@@ -337,6 +359,9 @@ class ExploreRequest(Settings):
     :param species: chemical symbols that the potential covers, in the order of its types.
     :param fidelities: its levels of theory, in the order of its index.
     :param energy_shifts: eV per atom to add, by chemical symbol.
+    :param graded: whether ``statistics.npz`` holds the grades of the potential.
+    :param committee: the other members.
+    :param calibration: of the committee, see :class:`aiida_mlip.kernel.calibration.Calibration`.
     :param max_seconds: stop cleanly after this wall time.
     :param checkpoint_seconds: everything is written at least this often.
     """
@@ -350,6 +375,9 @@ class ExploreRequest(Settings):
     species: tuple[str, ...] = ()
     fidelities: tuple[str, ...] = ()
     energy_shifts: dict[str, float] = Field(default_factory=dict)
+    graded: bool = False
+    committee: tuple[Member, ...] = ()
+    calibration: dict[str, Any] | None = None
     max_seconds: Positive | None = None
     checkpoint_seconds: NonNegative = 30.0
 

@@ -34,7 +34,9 @@ class ExploreWorkChain(WorkChain):
     def define(cls, spec: Any) -> None:  # Any: aiida-core ships no type for process specs
         """Ports, outline and exit codes."""
         super().define(spec)
-        spec.expose_inputs(ExploreCalculation, include=(*_PASSED_ON, "restart"), namespace_options={"validator": None})
+        spec.expose_inputs(
+            ExploreCalculation, include=(*_PASSED_ON, "committee", "restart"), namespace_options={"validator": None}
+        )
         spec.input("codes.explore", valid_type=orm.AbstractCode, help="The program aiida-mlip-explore.")
         spec.input("options", valid_type=orm.Dict, required=False, help="Options of the job. Default: one core.")
         spec.input(
@@ -76,6 +78,7 @@ class ExploreWorkChain(WorkChain):
         structures: DatasetData,
         *,
         potential: PotentialData | None = None,
+        committee: Mapping[str, PotentialData] | None = None,
         protocol: str | None = None,
         overrides: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
@@ -85,6 +88,8 @@ class ExploreWorkChain(WorkChain):
         :param code: aiida-mlip-explore on the computer to use.
         :param structures: to start from.
         :param potential: of the forces; left out: ``overrides`` name a calculator in ``forces``.
+            One that has grades is watched, unless ``overrides`` say ``{'watch': None}``.
+        :param committee: the other members of its committee, for a watch on its error.
         :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
         :param overrides: keys of the specification, e.g. ``{'kind': 'relax', ...}``.
         :param options: of the job.
@@ -93,9 +98,13 @@ class ExploreWorkChain(WorkChain):
         builder = cls.get_builder()
         builder.codes.explore = orm.load_code(code) if isinstance(code, str) else code
         builder.structures = structures
-        builder.spec = orm.Dict(resolved_spec(overrides or {}, protocol=protocol))
+        watched = potential is not None and potential.has_grades
+        overrides = {**({"watch": {}} if watched else {}), **(overrides or {})}
+        builder.spec = orm.Dict(resolved_spec(overrides, protocol=protocol))
         if potential is not None:
             builder.potential = potential
+        if committee:
+            builder.committee = dict(committee)
         if options is not None:
             builder.options = orm.Dict(dict(options))
         return builder
@@ -120,6 +129,8 @@ class ExploreWorkChain(WorkChain):
         for name in _PASSED_ON:
             if name in self.inputs:
                 builder[name] = self.inputs[name]
+        for name, member in self.inputs.get("committee", {}).items():
+            builder.committee[name] = member
         if self.ctx.jobs:
             builder.checkpoint = orm.load_node(self.ctx.jobs[-1]).outputs.checkpoint
         elif "restart" in self.inputs:

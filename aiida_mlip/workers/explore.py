@@ -20,12 +20,17 @@ from ase.calculators.calculator import Calculator
 from pydantic import ValidationError
 
 from aiida_mlip.errors import MlipError, SpeciesError
-from aiida_mlip.io.explore import OUTPUT_FILE, REQUEST_FILE, ExploreReport, ExploreRequest
+from aiida_mlip.io.arrays import read_npz
+from aiida_mlip.io.explore import OUTPUT_FILE, REQUEST_FILE, STATISTICS_FILE, ExploreReport, ExploreRequest
+from aiida_mlip.kernel.calibration import Calibration
+from aiida_mlip.kernel.frames import Frames
+from aiida_mlip.kernel.uncertainty.grades import Grades
 from aiida_mlip.workers.explore_simulation import Simulation
-from aiida_mlip.workers.force_source import ModelNotLoadedError
+from aiida_mlip.workers.force_source import ModelNotLoadedError, calculator_of_package
 from aiida_mlip.workers.lammps_driver import LammpsMissingError
-from aiida_mlip.workers.requested_forces import requested_calculator
+from aiida_mlip.workers.requested_forces import fidelity_index, requested_calculator
 from aiida_mlip.workers.run_files import read_frames, replace_file
+from aiida_mlip.workers.watch import Watch
 
 _REASONS: Final[tuple[tuple[type[Exception], Any], ...]] = (
     (LammpsMissingError, "engine_missing"),
@@ -42,14 +47,42 @@ def run(folder: Path, request: ExploreRequest) -> ExploreReport:
     :raises LammpsMissingError: LAMMPS is asked for and not installed here.
     """
     structures = read_frames(folder, request.structures)
-    return Simulation(folder, request, _calculator(folder, request, structures), structures).run()
+    calculator = _calculator(folder, request, structures)
+    watch = None
+    if request.spec.watch is not None:
+        watch = Watch(
+            request.spec.watch.model_copy(update={"min_distance_ang": request.spec.limits.min_distance_ang}),
+            calculator,
+            committee=_committee(folder, request, structures),
+            calibration=None if request.calibration is None else Calibration.from_dict(request.calibration),
+        )
+    return Simulation(folder, request, calculator, structures, watch).run()
 
 
-def _calculator(folder: Path, request: ExploreRequest, structures: Any) -> Calculator:
+def _calculator(folder: Path, request: ExploreRequest, structures: Frames) -> Calculator:
     spec = request.spec
     if spec.lammps is not None and spec.lammps.pair_commands and spec.forces is None and request.sha256 is None:
         return Calculator()  # never asked: LAMMPS has the forces
-    return requested_calculator(folder, request, structures)
+    watched = spec.watch is not None and request.graded
+    grades = Grades.from_arrays(read_npz(folder / STATISTICS_FILE)) if watched else None
+    return requested_calculator(folder, request, structures, mode=spec.mode, grades=grades)
+
+
+def _committee(folder: Path, request: ExploreRequest, structures: Frames) -> list[Calculator]:
+    """Calculators of the other members."""
+    return [
+        calculator_of_package(
+            folder / member.file,
+            device=request.spec.device,
+            sha256=member.sha256,
+            species=request.species,
+            wanted=structures.species,
+            shifts={},
+            fidelity=fidelity_index(request),
+            mode=request.spec.mode,
+        )
+        for member in request.committee
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

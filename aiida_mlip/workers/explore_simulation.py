@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 from ase import Atoms
@@ -32,6 +32,7 @@ from aiida_mlip.workers.guarded_calculator import ForcesFailed, GuardedCalculato
 from aiida_mlip.workers.momenta import bare_atoms, kinetic_temperature, thermal_atoms
 from aiida_mlip.workers.run_files import Recorder, replace_file
 from aiida_mlip.workers.stopping import StopClock
+from aiida_mlip.workers.watch import Watch
 
 #: Names of the columns of ``series.npz``.
 SERIES: Final[tuple[str, ...]] = (
@@ -51,29 +52,6 @@ _DONE: Final[frozenset[Stop]] = frozenset({"finished", "converged"})
 _GOES_ON: Final[frozenset[Stop]] = frozenset({"not_started", "running", "walltime"})
 
 
-class Observation(Protocol):
-    """What a watch saw."""
-
-    novelty: np.ndarray | None
-    error: np.ndarray | None
-    selected: bool
-    stop: str
-    message: str
-
-
-class Watcher(Protocol):
-    """Grades frames and says when to stop."""
-
-    @property
-    def every(self) -> int:
-        """Steps between observations."""
-        ...
-
-    def observe(self, atoms: Atoms, step: int) -> Observation:
-        """Grade the present frame."""
-        ...
-
-
 class Simulation:
     """All runs of a request.
 
@@ -90,7 +68,7 @@ class Simulation:
         request: ExploreRequest,
         calculator: Any,
         structures: Frames,
-        watch: Watcher | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.clock = StopClock(request.max_seconds, request.checkpoint_seconds)
         self._folder, self._request, self._spec = folder, request, request.spec
@@ -235,7 +213,7 @@ class Simulation:
         report.largest_novelty = _larger(report.largest_novelty, novelty)
         report.largest_error_ev_per_ang = _larger(report.largest_error_ev_per_ang, error)
         spaced = self._last_selected < 0 or report.steps - self._last_selected >= self._spec.selected_every
-        if seen.novelty is not None and (seen.selected or seen.stop in ("novelty", "error")) and (spaced or seen.stop):
+        if seen.selected and (spaced or seen.stop):
             self.selected.add(
                 atoms,
                 structure=report.structure,
@@ -243,12 +221,17 @@ class Simulation:
                 group=self._group(report),
                 values=(float(k), float(report.steps), novelty, error),
             )
-            missing = np.full(len(atoms), np.nan)
-            self._grades.append((seen.novelty, missing if seen.error is None else seen.error))
+            unknown = np.full(len(atoms), np.nan)
+            self._grades.append(
+                (
+                    unknown if seen.novelty is None else seen.novelty,
+                    unknown if seen.error is None else seen.error,
+                )
+            )
             report.selected += 1
             self._last_selected = report.steps
         if seen.stop:
-            return self._stop(report, _STOPS[seen.stop], seen.message)
+            return self._stop(report, seen.stop, seen.message)
         return True
 
     def _record(self, k: int, atoms: Atoms) -> None:
@@ -356,14 +339,6 @@ class Simulation:
 
     def _n_mobile(self, atoms: Atoms) -> int:
         return len(atoms) - len(set(self._spec.fixed_atoms))
-
-
-_STOPS: Final[Mapping[str, Stop]] = {
-    "novelty": "novelty",
-    "error": "error",
-    "pair_distance": "pair_distance",
-    "forces_failed": "forces_failed",
-}
 
 
 def _largest(values: np.ndarray | None) -> float:

@@ -10,6 +10,7 @@ from ase.calculators.calculator import Calculator
 
 from aiida_mlip.io.metadynamics import MODEL_FILE, Forces
 from aiida_mlip.kernel.frames import Frames
+from aiida_mlip.kernel.uncertainty.grades import Grades
 from aiida_mlip.workers.force_source import calculator_of_package, calculator_of_path
 
 
@@ -37,9 +38,13 @@ class ForcesRequest(Protocol):
     def energy_shifts(self) -> Mapping[str, float]: ...  # noqa: D102
 
 
-def requested_calculator(folder: Path, request: ForcesRequest, structures: Frames) -> Calculator:
+def requested_calculator(
+    folder: Path, request: ForcesRequest, structures: Frames, *, mode: str = "eager", grades: Grades | None = None
+) -> Calculator:
     """ASE calculator of the forces: a potential's package in the folder, or a calculator by import path.
 
+    :param mode: of a potential, ``eager`` or ``compiled``.
+    :param grades: of a potential.
     :raises InvalidInputError: a calculator that cannot be imported or built.
     :raises SpeciesError: an element that the potential does not cover.
     :raises ModelNotLoadedError: the package is broken, changed, or cannot be loaded here.
@@ -47,7 +52,6 @@ def requested_calculator(folder: Path, request: ForcesRequest, structures: Frame
     spec = request.spec
     if spec.forces is not None:
         return calculator_of_path(spec.forces.calculator, spec.forces.arguments)
-    several = len(request.fidelities) > 1
     return calculator_of_package(
         folder / MODEL_FILE,
         device=spec.device,
@@ -55,5 +59,13 @@ def requested_calculator(folder: Path, request: ForcesRequest, structures: Frame
         species=request.species,
         wanted=structures.species,
         shifts=request.energy_shifts,
-        fidelity=request.fidelities.index(spec.fidelity) if several and spec.fidelity is not None else None,
+        fidelity=fidelity_index(request),
+        mode=mode,
+        grades=grades,
     )
+
+
+def fidelity_index(request: ForcesRequest) -> int | None:
+    """Index of the level of theory, for a potential of several."""
+    name = request.spec.fidelity
+    return request.fidelities.index(name) if len(request.fidelities) > 1 and name is not None else None
