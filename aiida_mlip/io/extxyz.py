@@ -117,8 +117,8 @@ def _iter_raw(stream: Iterable[str], where: str) -> Iterator[tuple[dict[str, str
         body = list(islice(lines, natoms))
         if comment is None or len(body) < natoms:
             raise FileFormatError(f"{where}, frame {index}: truncated, {len(body)} of {natoms} atoms are there")
-        info = _parse_info(comment)
-        kinds, width = _parse_properties(info.pop("Properties", "species:S:1:pos:R:3"), where, index)
+        info = parse_comment(comment)
+        kinds, width = parse_properties(info.pop("Properties", "species:S:1:pos:R:3"), where, index)
         tokens = "".join(body).split()
         if len(tokens) != natoms * width:
             bad = next((i for i, row in enumerate(body) if len(row.split()) != width), 0)
@@ -128,7 +128,7 @@ def _iter_raw(stream: Iterable[str], where: str) -> Iterator[tuple[dict[str, str
         yield info, np.array(tokens, dtype=object).reshape(natoms, width), kinds
 
 
-def _parse_info(comment: str) -> dict[str, str]:
+def parse_comment(comment: str) -> dict[str, str]:
     """Key-value pairs of a comment line as text; a key without value is true."""
     info = {}
     for key, value in _TOKEN.findall(comment):
@@ -138,7 +138,11 @@ def _parse_info(comment: str) -> dict[str, str]:
     return info
 
 
-def _parse_properties(text: str, where: str, index: int) -> tuple[dict[str, slice], int]:
+def parse_properties(text: str, where: str, index: int) -> tuple[dict[str, slice], int]:
+    """Columns of each property, and their number in all.
+
+    :raises FileFormatError: not a list of name:kind:count, or no species or positions in it.
+    """
     fields = text.split(":")
     kinds: dict[str, slice] = {}
     width = 0
@@ -183,9 +187,9 @@ class _Table:
         self.atoms["positions"].append(columns[:, kinds["pos"]].astype(float))
         for name in _OPTIONAL:
             self.atoms[name].append(columns[:, kinds[name]].astype(int).reshape(-1) if name in kinds else None)
-        cell = _floats(info["Lattice"], 9).reshape(3, 3) if "Lattice" in info else np.zeros((3, 3))
+        cell = parse_floats(info["Lattice"], 9).reshape(3, 3) if "Lattice" in info else np.zeros((3, 3))
         rows["cell"].append(cell)
-        rows["pbc"].append(_booleans(info["pbc"]) if "pbc" in info else ["Lattice" in info] * 3)
+        rows["pbc"].append(parse_booleans(info["pbc"]) if "pbc" in info else ["Lattice" in info] * 3)
         forces_key = self._find(index, kinds, self.keys.forces, FORCES_KEYS, "forc")
         shape = (len(columns), 3)
         forces = columns[:, kinds[forces_key]].astype(float) if forces_key else np.full(shape, np.nan)
@@ -318,7 +322,11 @@ def _numbers(columns: np.ndarray, kinds: Mapping[str, slice]) -> np.ndarray:
     return np.array(numbers, dtype=np.uint8)
 
 
-def _floats(text: str, count: int) -> np.ndarray:
+def parse_floats(text: str, count: int) -> np.ndarray:
+    """``count`` numbers of a value.
+
+    :raises ValueError: another number of them.
+    """
     values = np.array(text.replace(",", " ").split(), dtype=float)
     if values.size != count:
         raise ValueError(f"expected {count} numbers, got {values.size}: {text!r}")
@@ -338,7 +346,11 @@ def _tensor(text: str) -> np.ndarray:
     return tensor
 
 
-def _booleans(text: str) -> list[bool]:
+def parse_booleans(text: str) -> list[bool]:
+    """Three truth values.
+
+    :raises ValueError: anything else.
+    """
     words = text.replace(",", " ").split()
     values = {"t": True, "true": True, "1": True, "f": False, "false": False, "0": False}
     if len(words) != 3 or any(word.lower() not in values for word in words):
