@@ -69,7 +69,27 @@ def _builder(spec: DevelopSpec, folder: Path) -> Any:  # Any: a ProcessBuilder
         fidelities=spec.fidelities,
         protocol=spec.protocol,
         overrides=spec.overrides,
+        generate_inputs=_generate_inputs(spec.generate_inputs),
     )
+
+
+def _generate_inputs(given: dict[str, Any]) -> dict[str, Any]:
+    """Nodes and values of the generation's ports."""
+    from aiida_mlip.cli.nodes import load_typed
+    from aiida_mlip.data.dataset import DatasetData
+    from aiida_mlip.data.potential import PotentialData
+
+    result = dict(given)
+    for name, kind, word in (("potential", PotentialData, "potential"), ("reference", DatasetData, "dataset")):
+        if name in given:
+            result[name] = load_typed(str(given[name]), kind, word)
+    if "imports" in given:
+        if not isinstance(given["imports"], dict):
+            raise InvalidInputError(f"generate.imports: expected datasets by name, got {given['imports']!r}")
+        result["imports"] = {
+            name: load_typed(str(value), DatasetData, "dataset") for name, value in given["imports"].items()
+        }
+    return result
 
 
 def _images(path: Path) -> list[Any]:  # Any: ase.Atoms

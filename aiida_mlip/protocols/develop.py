@@ -19,11 +19,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field
 
 from aiida_mlip.protocols.model import DEFAULT_PROTOCOL, SpecModel
+
+#: Keys below ``generate`` that are inputs of the generation, not of its specification.
+GENERATE_INPUTS: Final[tuple[str, ...]] = ("potential", "imports", "reference", "options", "max_concurrent")
 
 
 class DevelopSpec(SpecModel):
@@ -31,9 +34,12 @@ class DevelopSpec(SpecModel):
 
     :param structures: seed structures: files that ASE reads, every image of each.
     :param protocol: ``fast``, ``moderate`` or ``precise``.
-    :param codes: labels of AiiDA codes: ``pw`` and ``ase`` as the fidelities need them, ``train``, ``evaluate``.
+    :param codes: labels of AiiDA codes: ``pw`` and ``ase`` as the fidelities need them, ``train``, ``evaluate``; and
+        ``metadynamics`` and ``explore`` where steps of the generation need them.
     :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
-    :param generate: steps, see :mod:`aiida_mlip.protocols.generate`.
+    :param generate: steps, see :mod:`aiida_mlip.protocols.generate`; and what they need of the profile: ``potential``,
+        ``imports``, ``reference``, ``options``, ``max_concurrent`` (as in
+        :class:`~aiida_mlip.protocols.generate.GenerateJob`).
     :param label: further inputs of the labelling, e.g. ``max_concurrent``, ``isolated_atoms``, ``options``.
     :param train: settings, see :mod:`aiida_mlip.protocols.train`.
     :param train_options: scheduler options by ``train`` and ``evaluate``.
@@ -54,4 +60,12 @@ class DevelopSpec(SpecModel):
     def overrides(self) -> dict[str, Any]:
         """What differs from the protocol, by stage."""
         names = ("generate", "label", "train", "train_options", "targets")
-        return {name: getattr(self, name) for name in names if getattr(self, name)}
+        found = {name: getattr(self, name) for name in names if getattr(self, name)}
+        if steps := {key: value for key, value in self.generate.items() if key not in GENERATE_INPUTS}:
+            return {**found, "generate": steps}
+        return {name: value for name, value in found.items() if name != "generate"}
+
+    @property
+    def generate_inputs(self) -> dict[str, Any]:
+        """What the steps of the generation need of the profile."""
+        return {key: value for key, value in self.generate.items() if key in GENERATE_INPUTS}

@@ -91,15 +91,18 @@ class DevelopWorkChain(WorkChain):
         fidelities: Mapping[str, Any],
         protocol: str | None = None,
         overrides: Mapping[str, Any] | None = None,
+        generate_inputs: Mapping[str, Any] | None = None,  # Any: nodes, or plain values of ports
     ) -> Any:  # Any: a ProcessBuilder
         """Builder with defaults of a protocol.
 
         :param structures: seed structures, unlabelled frames.
-        :param codes: ``pw`` and/or ``ase`` for labels, ``train`` and ``evaluate`` for the potential.
+        :param codes: ``pw`` and/or ``ase`` for labels, ``train`` and ``evaluate`` for the potential; ``metadynamics``
+            and ``explore`` for stages of the generation.
         :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
         :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
         :param overrides: what differs from the protocol: ``generate`` (steps), ``label`` (ports, e.g.
             ``max_concurrent``), ``train`` (settings), ``train_options`` (scheduler options), ``targets``.
+        :param generate_inputs: further ports of the generation: ``potential``, ``imports``, ``reference``, ``options``.
         :raises InvalidInputError: unknown protocol or key.
         """
         overrides = overrides or {}
@@ -112,7 +115,12 @@ class DevelopWorkChain(WorkChain):
         builder = cls.get_builder()
         stages: dict[str, Any] = {
             "generate": GenerateWorkChain.get_builder_from_protocol(
-                structures=structures, protocol=protocol, overrides=overrides.get("generate")
+                structures=structures,
+                protocol=protocol,
+                overrides=overrides.get("generate"),
+                codes=codes,
+                fidelities=fidelities,
+                **dict(generate_inputs or {}),
             ),
             "label": LabelWorkChain.get_builder_from_protocol(
                 dataset=structures,
@@ -164,6 +172,10 @@ class DevelopWorkChain(WorkChain):
         if "dataset" not in node.outputs:
             self.report(f"GenerateWorkChain<{node.pk}> failed with exit status {node.exit_status}: {node.exit_message}")
             return self.exit_codes.ERROR_GENERATE_FAILED
+        if not node.is_finished_ok:
+            self.report(
+                f"GenerateWorkChain<{node.pk}> [{node.exit_status}]: {node.exit_message}; going on with the rest"
+            )
         self.ctx.dataset = node.outputs.dataset.uuid
         return None
 

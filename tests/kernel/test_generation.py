@@ -1,5 +1,6 @@
 """Specifications as streams: blocks, filters, memory, and no dependence on what is kept in memory."""
 
+import hashlib
 import tracemalloc
 
 import numpy as np
@@ -21,7 +22,8 @@ from aiida_mlip.kernel.generators.rattle import Rattle
 from aiida_mlip.kernel.generators.strain import Strain
 from aiida_mlip.kernel.generators.vacancy import Vacancy
 from aiida_mlip.kernel.sanity import SanityLimits
-from aiida_mlip.protocols.generate import parse_filters
+from aiida_mlip.protocols.generate import kernel_steps, parse_filters, parse_generate
+from aiida_mlip.protocols.model import merged_protocol
 
 SI = from_ase([bulk("Si", cubic=True)])
 STEPS = (
@@ -147,3 +149,39 @@ def _keep_some(steps: list[Step], seed: int, filters: Filters) -> tuple[Frames, 
     except InvalidInputError:
         return SI.take([]), run.table
     return concatenate(blocks), run.table
+
+
+@pytest.mark.parametrize(
+    ("spec", "n_frames", "identity"),
+    [
+        (merged_protocol("generate", "fast"), 122, "662f0b262c75dd95"),
+        (
+            {
+                "keep_seeds": True,
+                "filters": {"duplicate_tolerance": 0.005, "min_distance_ang": 1.5},
+                "steps": [
+                    {"generator": "vacancy", "per_parent": 4, "min_image_distance_ang": 7.0, "name": "holes"},
+                    {"generator": "random_structure", "composition": "Si4", "count": 5, "keep": False, "name": "r"},
+                    {"generator": "dimer", "species": ["Si", "Ge"], "per_pair": 3},
+                    {
+                        "generator": "rattle",
+                        "parents": ["holes", "r", "seeds"],
+                        "per_parent": 3,
+                        "amplitude_ang": [0.03, 0.2],
+                        "seed": 4,
+                    },
+                    {"generator": "strain", "parents": ["r"], "per_parent": 2},
+                ],
+            },
+            68,
+            "a375f930cba42c08",
+        ),
+    ],
+)
+def test_frames_are_those_of_earlier_versions(spec, n_frames, identity):
+    """A specification written before there were stages gives the frames it gave then (first release, seed 11)."""
+    seeds = from_ase([bulk("Si", cubic=True), bulk("Ge")])
+    steps, keep_seeds = parse_generate(spec)
+    frames, _ = generate(seeds, kernel_steps(steps), seed=11, keep_seeds=keep_seeds, filters=parse_filters(spec))
+    assert len(frames) == n_frames
+    assert hashlib.sha256("".join(frames.ids()).encode()).hexdigest()[:16] == identity
