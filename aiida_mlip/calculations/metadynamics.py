@@ -10,6 +10,7 @@ from aiida import orm
 from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
+from ase.data import atomic_numbers
 
 from aiida_mlip.calculations.dynamics_inputs import check_potential, described_potential, shard_copies
 from aiida_mlip.data.dataset import DatasetData
@@ -23,6 +24,7 @@ from aiida_mlip.io.metadynamics import (
     OUTPUT_FILE,
     REQUEST_FILE,
     SERIES_FILE,
+    STATISTICS_FILE,
     TRAJECTORY_FILE,
     MetadynamicsRequest,
 )
@@ -116,6 +118,8 @@ class MetadynamicsCalculation(CalcJob):
         folder.create_file_from_filelike(io.BytesIO(request.model_dump_json(indent=1).encode()), REQUEST_FILE, "wb")
         if "potential" in inputs:
             copies.append((inputs.potential.uuid, PotentialData.PACKAGE_NAME, MODEL_FILE))
+            if request.spec.uncertainty is not None:
+                copies.append((inputs.potential.uuid, PotentialData.STATISTICS_NAME, STATISTICS_FILE))
         if "engine_input" in inputs:
             copies.append((inputs.engine_input.uuid, inputs.engine_input.filename, ENGINE_INPUT_FILE))
         if "checkpoint" in inputs:
@@ -142,6 +146,8 @@ def validate_metadynamics_inputs(inputs: Mapping[str, Any], _: Any) -> str | Non
     structures = inputs["structures"]
     try:
         spec = parse_metadynamics(inputs["spec"].get_dict())
+        if spec.uncertainty is not None and "potential" not in inputs:
+            return "potential: missing, the engine uncertainty needs one that has grades"
         if ("potential" in inputs) == (spec.forces is not None):
             return "spec.forces: give either this key or the input 'potential', not both and not none"
         text = inputs["engine_input"].get_content() if "engine_input" in inputs else None
@@ -154,10 +160,22 @@ def validate_metadynamics_inputs(inputs: Mapping[str, Any], _: Any) -> str | Non
                 return f"reference: only the engine environment takes one, this one is {spec.engine}"
             if missing := sorted(set(structures.species) - set(inputs["reference"].species)):
                 return f"reference: has no environments of {', '.join(missing)}"
+        if spec.uncertainty is not None and (why := _no_slope(inputs["potential"], structures.species)):
+            return why
         if "potential" in inputs:
             return check_potential(inputs["potential"], spec.fidelity, structures.species)
     except (MlipError, UnicodeDecodeError) as error:
         return str(error)
+    return None
+
+
+def _no_slope(potential: PotentialData, species: list[str]) -> str | None:
+    """Why the uncertainty of a potential cannot be followed."""
+    grades = potential.grades()
+    if grades is None:
+        return f"potential: <{potential.uuid}> has no grades, which the engine uncertainty follows; train it again"
+    if missing := [symbol for symbol in species if atomic_numbers[symbol] not in grades.elements]:
+        return f"potential: <{potential.uuid}> was never trained on {', '.join(missing)}, so it has no grades of them"
     return None
 
 

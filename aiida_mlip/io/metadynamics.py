@@ -13,6 +13,8 @@ REQUEST_FILE: Final[str] = "input.json"
 FRAMES_FILE: Final[str] = "structures.npz"
 REFERENCE_FILE: Final[str] = "reference.npz"
 MODEL_FILE: Final[str] = "model.nequip.zip"
+#: Arrays of the potential's grades, beside its package.
+STATISTICS_FILE: Final[str] = "statistics.npz"
 #: The person's own input of the engine (COLVARS or PLUMED), beside the request.
 ENGINE_INPUT_FILE: Final[str] = "engine_input.txt"
 OUTPUT_FILE: Final[str] = "output.json"
@@ -25,8 +27,8 @@ CHECKPOINT_FILE: Final[str] = "checkpoint.npz"
 #: Folder of the bias, read at the start if it is there, written at the end.
 BIAS_FOLDER: Final[str] = "bias"
 
-Engine = Literal["environment", "colvars", "plumed"]
-ENGINES: Final[tuple[str, ...]] = ("environment", "colvars", "plumed")
+Engine = Literal["environment", "colvars", "plumed", "uncertainty"]
+ENGINES: Final[tuple[str, ...]] = ("environment", "colvars", "plumed", "uncertainty")
 Positive = Annotated[float, Field(gt=0)]
 Atom = Annotated[int, Field(ge=0)]
 
@@ -99,6 +101,28 @@ class Environment(Settings):
     reference_steps: Annotated[int, Field(ge=20)] = 200
 
 
+class Uncertainty(Settings):
+    """Bias −τ Σ_i u_i by the potential's own uncertainty, for the engine ``uncertainty``.
+
+    :param measure: u of an atom: ``novelty``, a smooth γ, or ``laplace``, the width of the posterior of the readout in
+        units of its root mean square over the training set.
+    :param strength: τ is such that the bias pushes with this fraction of the potential's forces (root mean square).
+    :param saturation: u beyond which an atom is hardly pushed any further; for ``novelty`` in units of the border.
+    :param ramp_steps: the strength rises from 0 over so many steps.
+    :param memory_steps: steps that the averages behind τ reach back.
+    :param update_every: steps between two changes of τ.
+    :param most_ev: τ is at most this; null: no limit.
+    """
+
+    measure: Literal["novelty", "laplace"] = "novelty"
+    strength: Annotated[float, Field(gt=0, le=2)] = 0.25
+    saturation: Positive = 4.0
+    ramp_steps: Annotated[int, Field(ge=0)] = 100
+    memory_steps: Annotated[int, Field(ge=1)] = 200
+    update_every: Annotated[int, Field(ge=1)] = 10
+    most_ev: Positive | None = None
+
+
 class CollectiveVariable(Settings):
     """One collective variable of the engine ``colvars``; atoms count from 0.
 
@@ -160,7 +184,7 @@ class CollectiveVariable(Settings):
 class MetadynamicsSpec(Settings):
     """A metadynamics run, as a person writes it.
 
-    :param engine: ``environment``, ``colvars`` or ``plumed``.
+    :param engine: ``environment``, ``colvars``, ``plumed`` or ``uncertainty``.
     :param forces: calculator of the forces; left out when a potential is given.
     :param temperature_k: of the thermostat.
     :param timestep_fs: of the dynamics.
@@ -175,6 +199,7 @@ class MetadynamicsSpec(Settings):
     :param walls: what keeps the dynamics sane.
     :param environment: for the engine ``environment``.
     :param collective_variables: for the engine ``colvars``, when no input of one's own is given.
+    :param uncertainty: for the engine ``uncertainty``, which needs a potential with grades.
     :param device: for a potential.
     :param fidelity: level of theory of a potential of several.
     """
@@ -193,33 +218,41 @@ class MetadynamicsSpec(Settings):
     walls: Walls = Walls()
     environment: Environment | None = None
     collective_variables: tuple[CollectiveVariable, ...] = ()
+    uncertainty: Uncertainty | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     fidelity: str | None = None
-
-    @field_validator("engine", mode="before")
-    @classmethod
-    def _check_engine(cls, value: Any) -> Any:
-        if value == "uncertainty":
-            raise ValueError(f"uncertainty-biased dynamics is not built yet; there are {', '.join(ENGINES)}")
-        return value
 
     @model_validator(mode="after")
     def _check_together(self) -> MetadynamicsSpec:
         if self.record_every > self.n_steps:
             raise ValueError(f"record_every ({self.record_every}) is above n_steps ({self.n_steps}): no frame at all")
-        for key, engine in (("environment", "environment"), ("collective_variables", "colvars")):
+        for key, engine in (
+            ("environment", "environment"),
+            ("collective_variables", "colvars"),
+            ("uncertainty", "uncertainty"),
+        ):
             if getattr(self, key) and self.engine != engine:
                 raise ValueError(f"{key} belongs to the engine {engine}, this one is {self.engine}")
         if self.engine == "environment" and self.hills is None:
             raise ValueError("hills: missing, the engine environment needs them")
         if self.engine == "plumed" and self.hills is not None:
             raise ValueError("hills: the engine plumed has its hills in its own input file")
+        if self.engine == "uncertainty":
+            self._check_uncertainty()
         names = [variable.name for variable in self.collective_variables]
         if len(set(names)) != len(names):
             raise ValueError(f"collective_variables: a name is used twice in {names}")
         if self.collective_variables and self.hills is None:
             raise ValueError("hills: missing, collective_variables need them")
         return self
+
+    def _check_uncertainty(self) -> None:
+        if self.uncertainty is None:
+            raise ValueError("uncertainty: missing, the engine uncertainty needs it")
+        if self.forces is not None:
+            raise ValueError("forces: a calculator knows no uncertainty, give a potential with grades instead")
+        if self.hills is not None:
+            raise ValueError("hills: the engine uncertainty lays none")
 
 
 class MetadynamicsRequest(Settings):
@@ -283,6 +316,8 @@ class MetadynamicsReport(BaseModel):
     :param status: ``finished``: every trajectory ended; ``walltime``: stopped cleanly, can go on; ``running``: was
         ended from outside; ``refused``: nothing was done, see ``reason``.
     :param reason: ``invalid_input``, ``engine_missing``, ``species_not_covered`` or ``model_not_loaded``.
+    :param hills: grid points that carry a hill, for the engine ``environment``.
+    :param tau_ev: strength at the end, for the engine ``uncertainty``.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -294,5 +329,6 @@ class MetadynamicsReport(BaseModel):
     steps_asked: int = 0
     trajectories: list[TrajectoryReport] = Field(default_factory=list)
     hills: int = 0
+    tau_ev: float | None = None
     seconds: float = 0.0
     seconds_per_step: float | None = None

@@ -2,7 +2,7 @@
 
 ::
 
-    engine: environment          # or colvars, plumed
+    engine: environment          # or colvars, plumed, uncertainty
     forces: {calculator: ase.calculators.emt.EMT}   # left out when a potential is given
     temperature_k: 600
     n_steps: 5000
@@ -70,8 +70,8 @@ def check_against_structures(
         raise ProtocolError(f"{where}.fixed_atoms: no atom is left to move")
     for index, variable in enumerate(spec.collective_variables):
         _check_atoms(variable.atoms, smallest, f"{where}.collective_variables.{index} ({variable.name})")
-    if spec.engine == "environment" and engine_input is not None:
-        raise ProtocolError("engine_input: the engine environment takes none")
+    if spec.engine in ("environment", "uncertainty") and engine_input is not None:
+        raise ProtocolError(f"engine_input: the engine {spec.engine} takes none")
     if spec.engine == "plumed" and engine_input is None:
         raise ProtocolError("engine_input: missing, the engine plumed needs a plumed.dat")
     if spec.engine == "colvars":

@@ -172,12 +172,28 @@ def calculator_of_package(
     :raises SpeciesError: an element that is not covered; raised before anything is loaded.
     :raises ModelNotLoadedError: the package is broken, changed, or cannot be loaded here.
     """
+    model = load_potential(
+        package,
+        species=species,
+        wanted=wanted,
+        device=device,
+        mode=mode,
+        expected_sha256=sha256,
+        features=grades is not None,
+    )
+    return PotentialCalculator(model, shifts=shifts, fidelity=fidelity, grades=grades)
+
+
+def load_potential(package: Path, *, species: Sequence[str], wanted: Sequence[str], **options: Any) -> LoadedModel:
+    """Model of a packaged potential for one structure at a time; executes code from the package.
+
+    :param options: of :func:`aiida_mlip.workers.model_loading.load_model`.
+    :raises SpeciesError: an element that is not covered; raised before anything is loaded.
+    :raises ModelNotLoadedError: the package is broken, changed, or cannot be loaded here.
+    """
     if species and (missing := [symbol for symbol in wanted if symbol not in species]):
         raise SpeciesError(f"the potential does not cover {', '.join(missing)}; it covers {', '.join(species)}")
     try:
-        model = load_model(
-            package, device=device, mode=mode, expected_sha256=sha256, features=grades is not None, frames="one"
-        )
+        return load_model(package, frames="one", **options)
     except (FileFormatError, ExternalProgramError) as error:
         raise ModelNotLoadedError(str(error)) from error
-    return PotentialCalculator(model, shifts=shifts, fidelity=fidelity, grades=grades)

@@ -24,7 +24,7 @@ class ForcesFailed(MlipError):  # noqa: N818 - reads as what happened
 
 
 class Bias(Protocol):
-    """Anything that adds energy and forces; an uncertainty-driven bias would be one more of these."""
+    """Anything that adds energy, forces and virial."""
 
     def evaluate(self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> BiasEvaluation:
         """Energy (eV), forces (eV/Å), virial (eV)."""
@@ -92,7 +92,10 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
         if not np.isfinite(atoms.positions).all():
             raise ForcesFailed("positions are not finite: the dynamics is unstable, take a shorter timestep")
-        wall_energy, wall_forces, virial, ratio = self.wall.evaluate(*geometry)
+        try:
+            wall_energy, wall_forces, virial, ratio = self.wall.evaluate(*geometry)
+        except (SystemError, MemoryError, ValueError, np.linalg.LinAlgError) as error:
+            raise ForcesFailed(f"no neighbours can be found, atoms or cell have run away ({error})") from error
         if ratio < 1:
             raise PairDistanceReached(f"two atoms are at {ratio:.3f} of the smallest allowed distance")
         self.smallest_ratio = min(self.smallest_ratio, ratio)

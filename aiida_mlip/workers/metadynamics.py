@@ -45,6 +45,7 @@ from aiida_mlip.workers.lammps_driver import LammpsMissingError
 from aiida_mlip.workers.metadynamics_engines import ENGINES, BiasedEngine, EngineMissingError, langevin
 from aiida_mlip.workers.momenta import kinetic_temperature, thermal_atoms
 from aiida_mlip.workers.requested_forces import requested_calculator
+from aiida_mlip.workers.requested_uncertainty import requested_uncertain_potential
 from aiida_mlip.workers.run_files import Recorder, read_frames, replace_file
 from aiida_mlip.workers.stopping import StopClock
 
@@ -282,7 +283,8 @@ class Simulation:
     def _write_all(self) -> None:
         self.recorder.write(self._folder / TRAJECTORY_FILE, self._folder / SERIES_FILE)
         self._engine.save(self._folder / BIAS_FOLDER)
-        self.report.hills = int(self._engine.summary().get("hills", 0))
+        summary = self._engine.summary()
+        self.report.hills, self.report.tau_ev = int(summary.get("hills", 0)), summary.get("tau_ev")
         self.report.seconds = round(self.clock.seconds, 3)
         if self._steps_done:
             self.report.seconds_per_step = round(self.report.seconds / self._steps_done, 6)
@@ -298,7 +300,13 @@ def run(folder: Path, request: MetadynamicsRequest) -> MetadynamicsReport:
     :raises EngineMissingError: an engine that is not installed here.
     """
     structures = read_frames(folder, request.structures)
-    simulation = Simulation(folder, request, requested_calculator(folder, request, structures), structures)
+    settings = request.spec.uncertainty
+    calculator = (
+        requested_calculator(folder, request, structures)
+        if settings is None
+        else requested_uncertain_potential(folder, request, structures, settings)
+    )
+    simulation = Simulation(folder, request, calculator, structures)
     with simulation.clock.listening():
         return simulation.run()
 

@@ -19,10 +19,14 @@ from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.io.colvars import read_pmf
 from aiida_mlip.io.metadynamics import MetadynamicsReport, TrajectoryReport
 from aiida_mlip.kernel.frames import from_ase, id_bytes
+from aiida_mlip.kernel.uncertainty.grades import fit_grades
+from aiida_mlip.workers.inference import predict
+from aiida_mlip.workers.model_loading import load_model
 
 TESTS = Path(__file__).parents[1]
 PROGRAM = Path(sys.executable).parent / "aiida-mlip-metadynamics"
 DISTANCE = {"name": "d", "kind": "distance", "group1": [0], "group2": [1], "lower": 1.7, "upper": 3.3, "width": 0.1}
+UNCERTAIN = {"engine": "uncertainty", "uncertainty": {}, "collective_variables": []}
 
 
 def colvars(**keys) -> dict:
@@ -212,6 +216,36 @@ def test_package_that_cannot_be_loaded(inputs, broken, toy_package):
     assert node.exit_status == MetadynamicsCalculation.exit_codes.ERROR_MODEL_NOT_LOADED.status
 
 
+@pytest.mark.filterwarnings("ignore")  # torch and e3nn about themselves
+@pytest.mark.nequip
+def test_uncertainty_biased_job_of_a_potential_with_grades(inputs, toy_package):
+    crystals = []
+    for seed in range(30):
+        crystals.append(bulk("Si", cubic=True))
+        crystals[-1].rattle(0.05, seed=seed)
+    frames = from_ase(crystals)
+    grades = fit_grades(
+        predict(load_model(toy_package, device="cpu", features=True), frames, features=True).features, frames.numbers
+    )
+    given = {name: inputs[name] for name in ("code", "structures")}
+    given["structures"] = DatasetData.from_frames(from_ase(crystals[:1]))
+    spec = {**colvars(forces=None, timestep_fs=2, n_steps=40, walls={"min_distance_ang": 0.8}), **UNCERTAIN}
+    given["spec"] = orm.Dict({**spec, "hills": None})
+    given["potential"] = PotentialData.import_package(toy_package, fidelities=["lj"])
+    with pytest.raises(ValueError, match="has no grades, which the engine uncertainty follows"):
+        run(given)
+    given["potential"] = PotentialData.import_package(toy_package, fidelities=["lj"], statistics=grades.arrays())
+    results, node = run(given)
+    assert node.is_finished_ok, node.exit_message
+    assert len(results["dataset"]) == 2
+    assert (results["series"].get_array("bias_energy_ev") < 0).all()
+    assert results["trajectory_summary"]["tau_ev"] > 0
+    assert "uncertainty.npz" in results["bias"].list_object_names()
+    given["structures"] = DatasetData.from_frames(from_ase([bulk("SiC", "zincblende", a=4.4)]))
+    with pytest.raises(ValueError, match="was never trained on C, so it has no grades"):
+        run(given)
+
+
 @pytest.mark.nequip
 def test_species_not_covered_on_the_spot(inputs, broken, toy_package):
     """The inputs are checked before; this is the program's own check, of a request that says otherwise."""
@@ -260,7 +294,14 @@ def test_killed_job_keeps_what_was_written(broken):
     [
         ({"temperature_k": -5}, "spec.temperature_k"),
         ({"temprature_k": 5}, "did you mean 'temperature_k'"),
-        ({"engine": "uncertainty"}, "not built yet"),
+        (
+            {"engine": "uncertainty", "collective_variables": []},
+            "uncertainty: missing, the engine uncertainty needs it",
+        ),
+        ({**UNCERTAIN, "hills": None}, "forces: a calculator knows no uncertainty"),
+        ({**UNCERTAIN, "forces": None}, "hills: the engine uncertainty lays none"),
+        ({**UNCERTAIN, "forces": None, "hills": None}, "potential: missing, the engine uncertainty needs one"),
+        ({"uncertainty": {}}, "uncertainty belongs to the engine uncertainty"),
         ({"engine": "colvar"}, "spec.engine"),
         ({"n_steps": 10}, "record_every"),
         ({"fixed_atoms": [7]}, "spec.fixed_atoms: atom 7 does not exist"),
