@@ -93,6 +93,11 @@ class Watch:
         """Steps between observations."""
         return self._spec.every
 
+    @property
+    def limits(self) -> np.ndarray:
+        """(119, 119) smallest allowed distance (Å) by atomic numbers."""
+        return self._limits
+
     def due(self, step: int) -> bool:
         """Whether a step is one to observe."""
         return step % self._spec.every == 0
