@@ -181,7 +181,12 @@ class Simulation:
         """Whether the frame keeps all limits; if not, the report says why."""
         if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.get_momenta()).all()):
             return self._stop(report, "forces_failed", "positions or momenta are not finite: take a shorter timestep")
-        ratio, i, j, distance = closest_pair(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc, self._limits)
+        geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
+        try:
+            ratio, i, j, distance = closest_pair(*geometry, self._limits)
+        except (SystemError, MemoryError, ValueError, np.linalg.LinAlgError) as error:
+            message = f"no neighbours can be found, atoms or cell have run away ({error})"
+            return self._stop(report, "forces_failed", message)
         if ratio < 1:
             pair = describe_pair(atoms.numbers, i, j, distance)
             allowed = self._limits[atoms.numbers[i], atoms.numbers[j]]
