@@ -6,10 +6,11 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.cluster.vq import vq
 
 #: Rows per dimension that a cluster needs, or its covariance is mostly noise.
 ROWS_PER_DIMENSION: Final[int] = 10
+#: Centres are found on at most this many of the points.
+SAMPLE: Final[int] = 20_000
 _RESTARTS: Final[int] = 4
 _SWEEPS: Final[int] = 100
 
@@ -36,31 +37,39 @@ def assign_clusters(
     """
     n, d = points.shape
     enough = rows_per_dimension * d
-    order = np.lexsort(points.T[::-1])  # the same sample in another order gives the same clusters
+    moved = points - points.mean(axis=0)
+    sample = moved[np.lexsort(points.T[::-1])]  # the same points in another order give the same clusters
+    if n > SAMPLE:
+        sample = sample[np.sort(np.random.default_rng(seed).choice(n, SAMPLE, replace=False))]
     for k in range(min(max_clusters, n // enough), 1, -1):
         rng = np.random.default_rng(seed)
-        _, labels = min((_lloyd(points[order], k, rng) for _ in range(_RESTARTS)), key=lambda found: found[0])
+        _, centres = min((_lloyd(sample, k, rng) for _ in range(_RESTARTS)), key=lambda found: found[0])
+        labels, _ = _nearest(moved, centres)
         if np.bincount(labels, minlength=k).min() >= enough:
-            result = np.empty(n, dtype=np.int64)
-            result[order] = labels
-            return result
+            return labels
     return np.zeros(n, dtype=np.int64)
 
 
 def _lloyd(points: np.ndarray, k: int, rng: np.random.Generator) -> tuple[float, np.ndarray]:
-    """Inertia and labels where Lloyd's iteration ends, or after :data:`_SWEEPS` sweeps."""
+    """Inertia (less a constant) and centres where Lloyd's iteration ends, or after :data:`_SWEEPS` sweeps."""
     centres = _plus_plus(points, k, rng)
-    labels = np.full(len(points), -1)
-    distance = np.zeros(len(points))
+    labels, inertia = np.full(len(points), -1), 0.0
     for _ in range(_SWEEPS):
-        found, distance = vq(points, centres)
+        found, inertia = _nearest(points, centres)
         if np.array_equal(found, labels):
             break
-        labels = found.astype(np.int64)
-        counts = np.bincount(labels, minlength=k)
-        sums = np.stack([np.bincount(labels, weights=column, minlength=k) for column in points.T], axis=1)
-        centres = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centres)
-    return float((distance**2).sum()), labels
+        labels = found
+        members = np.eye(k)[labels]
+        counts = members.sum(axis=0)[:, None]
+        centres = np.where(counts > 0, members.T @ points / np.maximum(counts, 1), centres)
+    return inertia, centres
+
+
+def _nearest(points: np.ndarray, centres: np.ndarray) -> tuple[np.ndarray, float]:
+    """Number of the nearest centre of each point, and Σ |x − c|² less Σ |x|², the same for all centres."""
+    squared = (centres**2).sum(axis=1) - 2 * points @ centres.T
+    labels = squared.argmin(axis=1)
+    return labels, float(squared[np.arange(len(points)), labels].sum())
 
 
 def _plus_plus(points: np.ndarray, k: int, rng: np.random.Generator) -> np.ndarray:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
 from aiida_mlip.io.arrays import write_npz
-from aiida_mlip.kernel.uncertainty.clusters import assign_clusters
+from aiida_mlip.kernel.uncertainty.clusters import SAMPLE, assign_clusters
 from aiida_mlip.kernel.uncertainty.elements import robust_threshold
 from aiida_mlip.kernel.uncertainty.grades import Grades, fit_grades
 
@@ -71,6 +71,18 @@ def test_clusters_need_enough_points() -> None:
     points = np.random.default_rng(0).normal(size=(60, 3))
     assert assign_clusters(points, max_clusters=4).max() <= 1
     assert assign_clusters(points[:25], max_clusters=4).max() == 0
+
+
+def test_clusters_of_many_points_are_those_of_their_clumps() -> None:
+    """More points than centres are looked for on, three clumps of unequal size, any order."""
+    rng = np.random.default_rng(1)
+    clump = rng.choice(3, p=[0.6, 0.3, 0.1], size=2 * SAMPLE)
+    points = 10 * np.eye(3)[clump] + rng.normal(size=(2 * SAMPLE, 3))
+    labels = assign_clusters(points, max_clusters=3)
+    pairs = {(int(a), int(b)) for a, b in zip(clump, labels, strict=True)}
+    assert len(pairs) == 3
+    order = rng.permutation(len(points))
+    np.testing.assert_array_equal(assign_clusters(points[order], max_clusters=3), labels[order])
 
 
 @pytest.mark.parametrize("kind", KINDS)
