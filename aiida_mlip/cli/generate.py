@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from aiida_mlip.data.dataset import DatasetData
     from aiida_mlip.kernel.frames import Frames
     from aiida_mlip.protocols.generate import GenerateJob
+
+
+#: What AiiDA puts before the message of a port's validator.
+_PORT: Final[re.Pattern[str]] = re.compile(r"^Error occurred validating port '[\w.]+': ")
 
 
 @click.command()
@@ -68,6 +73,7 @@ def generate(
     job = job.model_copy(update=changes)
     parse_generate(job.spec, where=str(spec_path or "generate"))
     console = Console(highlight=False)
+    console = console if console.is_terminal else Console(highlight=False, width=140)  # a log file does not wrap
     if preview:
         from aiida_mlip.cli.generate_preview import print_preview
 
@@ -261,7 +267,7 @@ def _run(builder: Any) -> tuple[dict[str, Any], Any]:  # Any: a ProcessBuilder; 
     try:
         return run_with_progress(builder) if stages else run_get_node(builder)
     except ValueError as error:  # a port's validator
-        raise InvalidInputError(str(error)) from error
+        raise InvalidInputError(_PORT.sub("", str(error))) from error
 
 
 def _submit(builder: Any) -> None:  # Any: a ProcessBuilder
@@ -270,5 +276,5 @@ def _submit(builder: Any) -> None:  # Any: a ProcessBuilder
     try:
         node = submit(builder)
     except ValueError as error:  # a port's validator
-        raise InvalidInputError(str(error)) from error
+        raise InvalidInputError(_PORT.sub("", str(error))) from error
     click.echo(f"submitted as {node.pk}: aiida-mlip status {node.pk} --watch")

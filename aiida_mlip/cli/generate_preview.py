@@ -41,7 +41,11 @@ def print_preview(job: GenerateJob, *, seeds: Frames | None, cost_from: str | No
         name = getattr(getattr(step, "job", None), "dataset", "")
         if name and name not in imports:
             raise InvalidInputError(f"spec.steps[{index}].dataset: give the dataset: --import {name}=PK, or `imports`")
-    plan = preview(seeds, steps, seed=job.seed, keep_seeds=keep_seeds, filters=parse_filters(job.spec), imports=imports)
+    filters = parse_filters(job.spec)
+    try:
+        plan = preview(seeds, steps, seed=job.seed, keep_seeds=keep_seeds, filters=filters, imports=imports)
+    except InvalidInputError as error:
+        raise InvalidInputError(f"spec.{error}") from error
     console.print(summary_table(plan.summary))
     if any(step.get("estimated") for step in plan.summary["steps"]):
         console.print(

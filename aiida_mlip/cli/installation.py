@@ -29,6 +29,8 @@ CODES: dict[str, tuple[str, str, bool | None]] = {
     "nequip-train": ("nequip-train", "aiida_mlip.nequip_train", False),
     "aiida-mlip-label": ("aiida-mlip-label", "aiida_mlip.ase_label", False),
     "aiida-mlip-evaluate": ("aiida-mlip-evaluate", "aiida_mlip.evaluate", False),
+    "aiida-mlip-metadynamics": ("aiida-mlip-metadynamics", "aiida_mlip.metadynamics", False),
+    "aiida-mlip-explore": ("aiida-mlip-explore", "aiida_mlip.explore", False),
 }
 
 

@@ -61,7 +61,10 @@ def _check(inputs: Mapping[str, Any]) -> None:
     given = {step.name: len(imports[step.job.dataset]) for step in stages.values() if step.job.dataset}
     checked = [step for step in steps if step.name not in given]
     if checked or not given:
-        check_steps(checked, n_seeds=0 if seeds is None else len(seeds), given=given)
+        try:
+            check_steps(checked, n_seeds=0 if seeds is None else len(seeds), given=given)
+        except InvalidInputError as error:
+            raise ProtocolError(f"spec.{error}") from error
     known = _known_frames(steps, seeds, imports)
     for index, step in stages.items():
         where = f"spec.steps[{index}]"
