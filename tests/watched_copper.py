@@ -30,10 +30,10 @@ class Watched:
     calibration: Calibration
 
 
-def watched(committee: CopperCommittee) -> Watched:
-    """Grades of the first member on the training frames, calibration of all on the held-out ones."""
+def watched(committee: CopperCommittee, *, members: int = 4) -> Watched:
+    """Grades of the first member on the training frames, calibration of so many on the held-out ones."""
     data = committee.data
-    models = [load_model(package, device="cpu", features=True) for package in committee.packages]
+    models = [load_model(package, device="cpu", features=True) for package in committee.packages[:members]]
     features = predict(models[0], data.train, features=True).features
     forces = np.array([predict(model, data.val).forces for model in models])
     calibration = calibrate(force_deviation(forces), forces.mean(axis=0) - data.val.forces, data.val.numbers)
