@@ -15,7 +15,7 @@ from aiida_mlip.errors import InvalidInputError
 class Pairs:
     """Ordered pairs of atoms within the cutoff, images included: each pair is listed from both sides.
 
-    :param index: (2, p) centre and neighbour; centres ascend.
+    :param index: (2, p) centre and neighbour, in ascending order; then by ``shift``.
     :param shift: (p, 3) cell vectors to add to the neighbour's position.
     :param distance: (p,) Å.
     """
@@ -114,5 +114,6 @@ class PairList:
         self.n_searches += 1
         self._positions, self._cell = np.array(positions, dtype=float), np.array(cell, dtype=float)
         self._pbc = np.array(pbc, dtype=bool)
-        self._index = np.stack([i, j]).astype(np.int64)
-        self._shift = shift.astype(float)
+        order = np.lexsort([*shift.T, j, i])  # the same geometry has the same list, whenever it was searched
+        self._index = np.stack([i[order], j[order]]).astype(np.int64)
+        self._shift = shift[order].astype(float)

@@ -34,6 +34,8 @@ _PS_PER_FS: Final[float] = 1e-3
 _VIRIAL_ORDER: Final[tuple[tuple[int, int], ...]] = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 #: Cells that differ by less (Å) are the same: rounding of the rotation.
 _SAME_CELL: Final[float] = 1e-10
+#: Likewise for positions (Å).
+_SAME_POSITION: Final[float] = 1e-10
 
 
 class LammpsMissingError(MlipError):
@@ -322,7 +324,7 @@ class LammpsDynamics:
                 return
             order = tag[:n_local] - 1
             self._take_cell(self._image)
-            self._image.positions[order] = self._unwrapped(x[:n_local]) @ self._q.T + self._origin
+            self._take_positions(order, self._unwrapped(x[:n_local]) @ self._q.T + self._origin)
             energy, forces = self._forces(self._image)
             f[:n_local] = (forces @ self._q)[order]
             self._lammps.fix_external_set_energy_global(_EXTERNAL, float(energy))
@@ -333,6 +335,14 @@ class LammpsDynamics:
         except Exception as error:  # noqa: BLE001 - passed on by `run`, out of the callback
             self._problem = error
             self._lammps.force_timeout()
+
+    def _take_positions(self, order: np.ndarray, positions: np.ndarray) -> None:
+        """Move the image, unless all that changed is rounding: atoms that were wrapped between two runs.
+
+        A calculator then sees that the geometry is the last one, and the set-up of a run costs no forces.
+        """
+        if np.abs(self._image.positions[order] - positions).max(initial=0.0) > _SAME_POSITION:
+            self._image.positions[order] = positions
 
     def _box(self) -> np.ndarray:
         """(3, 3) lower-triangular cell (Å) of LAMMPS now."""
