@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ase.data import atomic_numbers
+
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 
@@ -44,3 +46,16 @@ def described_potential(potential: PotentialData, fidelity: str | None) -> dict[
         "fidelities": tuple(fidelities),
         "energy_shifts": potential.energy_shifts.get(name, {}),
     }
+
+
+def why_no_slope(potential: PotentialData, species: Sequence[str]) -> str | None:
+    """Why the uncertainty of a potential cannot be followed; None if it can.
+
+    :raises FileFormatError: its grades were damaged.
+    """
+    grades = potential.grades()
+    if grades is None:
+        return f"potential: <{potential.uuid}> has no grades, so there is no uncertainty to follow; train it again"
+    if missing := [symbol for symbol in species if atomic_numbers[symbol] not in grades.elements]:
+        return f"potential: <{potential.uuid}> was never trained on {', '.join(missing)}, so it has no grades of them"
+    return None

@@ -11,7 +11,12 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
-from aiida_mlip.calculations.dynamics_inputs import check_potential, described_potential, shard_copies
+from aiida_mlip.calculations.dynamics_inputs import (
+    check_potential,
+    described_potential,
+    shard_copies,
+    why_no_slope,
+)
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
@@ -137,7 +142,7 @@ class ExploreCalculation(CalcJob):
         folder.create_file_from_filelike(io.BytesIO(request.model_dump_json(indent=1).encode()), REQUEST_FILE, "wb")
         if "potential" in inputs:
             copies.append((inputs.potential.uuid, PotentialData.PACKAGE_NAME, MODEL_FILE))
-        if request.graded:
+        if request.graded or request.spec.uncertainty is not None:
             copies.append((inputs.potential.uuid, PotentialData.STATISTICS_NAME, STATISTICS_FILE))
         for member, name in zip(request.committee, sorted(inputs.get("committee", {})), strict=True):
             copies.append((inputs.committee[name].uuid, PotentialData.PACKAGE_NAME, member.file))
@@ -176,6 +181,8 @@ def validate_explore_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
             return "restart: give either this or 'checkpoint', not both"
         if problem := _watch_problem(spec, inputs):
             return problem
+        if spec.uncertainty is not None and (why := why_no_slope(inputs["potential"], structures.species)):
+            return why
         for potential in (*([inputs["potential"]] if "potential" in inputs else []), *_committee(inputs).values()):
             if problem := check_potential(potential, spec.fidelity, structures.species):
                 return problem

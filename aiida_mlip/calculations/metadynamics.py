@@ -10,9 +10,13 @@ from aiida import orm
 from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
-from ase.data import atomic_numbers
 
-from aiida_mlip.calculations.dynamics_inputs import check_potential, described_potential, shard_copies
+from aiida_mlip.calculations.dynamics_inputs import (
+    check_potential,
+    described_potential,
+    shard_copies,
+    why_no_slope,
+)
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
@@ -160,22 +164,12 @@ def validate_metadynamics_inputs(inputs: Mapping[str, Any], _: Any) -> str | Non
                 return f"reference: only the engine environment takes one, this one is {spec.engine}"
             if missing := sorted(set(structures.species) - set(inputs["reference"].species)):
                 return f"reference: has no environments of {', '.join(missing)}"
-        if spec.uncertainty is not None and (why := _no_slope(inputs["potential"], structures.species)):
+        if spec.uncertainty is not None and (why := why_no_slope(inputs["potential"], structures.species)):
             return why
         if "potential" in inputs:
             return check_potential(inputs["potential"], spec.fidelity, structures.species)
     except (MlipError, UnicodeDecodeError) as error:
         return str(error)
-    return None
-
-
-def _no_slope(potential: PotentialData, species: list[str]) -> str | None:
-    """Why the uncertainty of a potential cannot be followed."""
-    grades = potential.grades()
-    if grades is None:
-        return f"potential: <{potential.uuid}> has no grades, which the engine uncertainty follows; train it again"
-    if missing := [symbol for symbol in species if atomic_numbers[symbol] not in grades.elements]:
-        return f"potential: <{potential.uuid}> was never trained on {', '.join(missing)}, so it has no grades of them"
     return None
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from aiida_mlip.io.metadynamics import Atom, Forces, Positive, Settings
+from aiida_mlip.io.metadynamics import Atom, Forces, Positive, Settings, Uncertainty
 from aiida_mlip.io.watch import WatchSpec
 
 REQUEST_FILE: Final[str] = "input.json"
@@ -136,11 +136,13 @@ class MolecularDynamics(Settings):
     """Settings of the kind ``md``: a schedule of segments, or the preset ``melt_quench``.
 
     :param timestep_fs: of the integrator.
+    :param uncertainty: drives the dynamics to where the potential, which must have grades, is uncertain; null: not.
     """
 
     timestep_fs: Annotated[float, Field(gt=0, le=10)]
     schedule: tuple[Segment, ...] = ()
     melt_quench: MeltQuench | None = None
+    uncertainty: Uncertainty | None = None
 
     @model_validator(mode="after")
     def _check_together(self) -> MolecularDynamics:
@@ -151,6 +153,8 @@ class MolecularDynamics(Settings):
         for index, segment in enumerate(self.schedule[1:], start=1):
             if segment.ensemble == "nve" and segment.temperature_k is not None:
                 raise ValueError(f"schedule.{index}.temperature_k: only a first segment at constant energy has one")
+        if self.uncertainty is not None and any(segment.ensemble == "nve" for segment in self.segments):
+            raise ValueError("uncertainty: a bias that adapts conserves no energy, give every segment a thermostat")
         return self
 
     @property
@@ -279,7 +283,16 @@ class ExploreSpec(Settings):
             raise ValueError("watch.min_distance_ang: belongs into limits.min_distance_ang, which every step looks at")
         if self.watch is not None and self.forces is not None:
             raise ValueError("watch: only a potential with grades can be watched, not a calculator in forces")
+        if self.uncertainty is not None and (self.forces is not None or self.mode == "compiled"):
+            raise ValueError(
+                "md.uncertainty: needs a potential with grades, in mode eager: its slope is taken on the way"
+            )
         return self
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """Bias of the dynamics."""
+        return None if self.md is None else self.md.uncertainty
 
     @property
     def n_steps(self) -> int:

@@ -29,6 +29,7 @@ from aiida_mlip.workers.explore_simulation import Simulation
 from aiida_mlip.workers.force_source import ModelNotLoadedError, calculator_of_package
 from aiida_mlip.workers.lammps_driver import LammpsMissingError
 from aiida_mlip.workers.requested_forces import fidelity_index, requested_calculator
+from aiida_mlip.workers.requested_uncertainty import requested_uncertain_potential
 from aiida_mlip.workers.run_files import read_frames, replace_file
 from aiida_mlip.workers.watch import Watch
 
@@ -63,6 +64,8 @@ def _calculator(folder: Path, request: ExploreRequest, structures: Frames) -> Ca
     spec = request.spec
     if spec.lammps is not None and spec.lammps.pair_commands and spec.forces is None and request.sha256 is None:
         return Calculator()  # never asked: LAMMPS has the forces
+    if spec.uncertainty is not None:
+        return requested_uncertain_potential(folder, request, structures, spec.uncertainty)
     watched = spec.watch is not None and request.graded
     grades = Grades.from_arrays(read_npz(folder / STATISTICS_FILE)) if watched else None
     return requested_calculator(folder, request, structures, mode=spec.mode, grades=grades)

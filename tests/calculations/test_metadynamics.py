@@ -232,7 +232,7 @@ def test_uncertainty_biased_job_of_a_potential_with_grades(inputs, toy_package):
     spec = {**colvars(forces=None, timestep_fs=2, n_steps=40, walls={"min_distance_ang": 0.8}), **UNCERTAIN}
     given["spec"] = orm.Dict({**spec, "hills": None})
     given["potential"] = PotentialData.import_package(toy_package, fidelities=["lj"])
-    with pytest.raises(ValueError, match="has no grades, which the engine uncertainty follows"):
+    with pytest.raises(ValueError, match="has no grades, so there is no uncertainty to follow"):
         run(given)
     given["potential"] = PotentialData.import_package(toy_package, fidelities=["lj"], statistics=grades.arrays())
     results, node = run(given)

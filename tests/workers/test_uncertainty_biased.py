@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ase import Atoms
 from ase.build import bulk
+from graded_toy import carbide, graded_folder
 
 from aiida_mlip.io.arrays import write_npz
 from aiida_mlip.io.metadynamics import MetadynamicsReport, MetadynamicsRequest, MetadynamicsSpec
@@ -16,7 +15,7 @@ from aiida_mlip.io.shards import read_shard, write_shard
 from aiida_mlip.kernel.distances import smallest_distances
 from aiida_mlip.kernel.frames import Frames, from_ase
 from aiida_mlip.kernel.metadynamics.whitening import explored_volume, fit_whitening
-from aiida_mlip.kernel.uncertainty.grades import Grades, fit_grades
+from aiida_mlip.kernel.uncertainty.grades import Grades
 from aiida_mlip.workers.inference import predict
 from aiida_mlip.workers.metadynamics import main
 from aiida_mlip.workers.model_loading import load_model
@@ -24,31 +23,17 @@ from aiida_mlip.workers.model_loading import load_model
 WALLS = {"min_distance_ang": 1.4, "max_temperature_k": 4000}
 
 
-def crystal(seed: int, rattle: float = 0.05) -> Atoms:
-    atoms = bulk("SiC", "zincblende", a=4.4, cubic=True)
-    atoms.rattle(rattle, seed=seed)
-    return atoms
-
-
 @pytest.fixture(scope="module")
 def graded(toy_package, tmp_path_factory) -> Path:
     """Folder with the toy potential and its grades."""
-    return _graded(tmp_path_factory.mktemp("graded"), toy_package, from_ase([crystal(seed) for seed in range(40)]))
+    return graded_folder(tmp_path_factory.mktemp("graded"), toy_package)
 
 
 @pytest.fixture(scope="module")
 def graded_copper(emt_copper_committee, tmp_path_factory) -> Path:
     """The same of a potential that knows copper at 300 K."""
     folder = tmp_path_factory.mktemp("copper")
-    return _graded(folder, emt_copper_committee.packages[0], emt_copper_committee.data.train)
-
-
-def _graded(folder: Path, package: Path, frames: Frames) -> Path:
-    model = load_model(package, device="cpu", features=True)
-    grades = fit_grades(predict(model, frames, features=True).features, frames.numbers)
-    shutil.copy(package, folder / "model.nequip.zip")
-    (folder / "statistics.npz").write_bytes(write_npz(grades.arrays()))
-    return folder
+    return graded_folder(folder, emt_copper_committee.packages[0], emt_copper_committee.data.train)
 
 
 def prepare(folder: Path, source: Path, structures, max_seconds=None, **keys) -> Path:
@@ -127,7 +112,7 @@ def test_it_sees_more_than_unbiased_dynamics(graded_copper, tmp_path):
 
 
 def test_strength_and_its_history_are_stored(graded, tmp_path):
-    run = prepare(tmp_path / "run", graded, [crystal(1)])
+    run = prepare(tmp_path / "run", graded, [carbide(1)])
     assert main([str(run)]) == 0
     found = history(run)
     assert found["step"].tolist() == list(range(5, 61, 5))
@@ -141,13 +126,13 @@ def test_strength_and_its_history_are_stored(graded, tmp_path):
 
 def test_a_resumed_run_equals_the_uninterrupted_one(graded, tmp_path):
     keys = {"replicas": 2, "seed": 11, "fixed_atoms": [0, 3], "n_steps": 40}
-    whole = prepare(tmp_path / "whole", graded, [crystal(2)], **keys)
+    whole = prepare(tmp_path / "whole", graded, [carbide(2)], **keys)
     assert main([str(whole)]) == 0
     parts, pieces = tmp_path / "parts", []
-    prepare(parts, graded, [crystal(2)], max_seconds=1e-6, **keys)
+    prepare(parts, graded, [carbide(2)], max_seconds=1e-6, **keys)
     for attempt in range(6):
         if attempt == 2:
-            prepare(parts, graded, [crystal(2)], **keys)
+            prepare(parts, graded, [carbide(2)], **keys)
         assert main([str(parts)]) == 0
         pieces.append(frames(parts).positions)
         if report(parts).status == "finished":
@@ -166,7 +151,7 @@ def test_walls_hold(graded, tmp_path):
     hot = prepare(
         tmp_path / "hot",
         graded,
-        [crystal(3)],
+        [carbide(3)],
         n_steps=400,
         record_every=2,
         walls={"min_distance_ang": 0.3, "max_temperature_k": 600},
@@ -177,7 +162,7 @@ def test_walls_hold(graded, tmp_path):
     close = prepare(
         tmp_path / "close",
         graded,
-        [crystal(3)],
+        [carbide(3)],
         n_steps=400,
         walls={"min_distance_ang": 1.7, "max_temperature_k": 1e6, "pair_action": "stop"},
         uncertainty={"strength": 2.0, "ramp_steps": 0, "update_every": 1, "saturation": 100.0},
@@ -193,9 +178,9 @@ def test_refusals(graded, tmp_path):
         assert main([str(folder)]) == 2
         return report(folder)
 
-    bare = prepare(tmp_path / "bare", tmp_path, [crystal(1)])
+    bare = prepare(tmp_path / "bare", tmp_path, [carbide(1)])
     assert "statistics.npz" in refused(bare).message
-    run = prepare(tmp_path / "run", graded, [crystal(1)])
+    run = prepare(tmp_path / "run", graded, [carbide(1)])
     assert main([str(run)]) == 0
     (run / "bias" / "uncertainty.npz").write_bytes(b"no archive")
     assert "bias: uncertainty.npz" in refused(run).message

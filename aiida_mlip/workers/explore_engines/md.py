@@ -15,6 +15,7 @@ from aiida_mlip.io.explore import ExploreSpec, MolecularDynamics, Segment
 from aiida_mlip.kernel.barostat import internal_pressure, rescaled_volume
 from aiida_mlip.kernel.dynamics import drift
 from aiida_mlip.kernel.units import GPA
+from aiida_mlip.workers.adaptive_bias import AdaptiveBias
 from aiida_mlip.workers.explore_engines.base import Clocked, State
 from aiida_mlip.workers.guarded_calculator import ForcesFailed, GuardedCalculator
 
@@ -39,10 +40,15 @@ class MolecularDynamicsEngine(Clocked):
         melt = spec.md.melt_quench
         self._keep_from = int(self._ends[-2]) if melt is not None and melt.keep == "glass" else 0
         guard.with_stress = spec.changes_cell
+        self._bias = None if spec.md.uncertainty is None else AdaptiveBias(guard, spec.md.uncertainty)
 
     def start(self, atoms: Atoms, *, step: int, seed: int, state: State) -> None:  # noqa: ARG002 - one signature for all engines
         """Take a structure."""
         self._atoms, self._step = atoms, step
+        if self._bias is not None:
+            self._bias.reset()
+            if "tau_ev" in state:
+                self._bias.restore(state)
         fixed = list(self._spec.fixed_atoms)
         atoms.set_constraint(FixAtoms(fixed) if fixed else None)
         atoms.calc = self._guard
@@ -80,7 +86,11 @@ class MolecularDynamicsEngine(Clocked):
             found["energy_drift_ev_per_atom_ps"] = slope * 1000.0
         if self._spec.changes_cell:
             found["volume_ang3_per_atom"] = float(self._atoms.get_volume() / len(self._atoms))
-        return found
+        return found if self._bias is None else {**found, **self._bias.numbers()}
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Strength of the bias, where there is one."""
+        return {} if self._bias is None else self._bias.arrays()
 
     # -- one segment -------------------------------------------------------------------------------------------
 
@@ -110,6 +120,8 @@ class MolecularDynamicsEngine(Clocked):
             if segment.ensemble == "npt" and (k + 1) % _BAROSTAT_EVERY == 0:
                 self._rescale(segment, target, rng)
             self._step += 1
+            if self._bias is not None:
+                self._bias.after_step(self._step)
 
     def _rescale(self, segment: Segment, temperature: float, rng: np.random.Generator) -> None:
         """One step of the barostat: the cell and positions are scaled, the momenta inversely."""

@@ -13,10 +13,9 @@ from aiida_mlip.errors import FileFormatError, InvalidInputError
 from aiida_mlip.io.arrays import read_npz, write_npz
 from aiida_mlip.io.metadynamics import MetadynamicsSpec
 from aiida_mlip.kernel.frames import Frames
-from aiida_mlip.kernel.metadynamics.adaptive_strength import HISTORY, AdaptiveStrength
+from aiida_mlip.workers.adaptive_bias import AdaptiveBias
 from aiida_mlip.workers.guarded_calculator import GuardedCalculator
 from aiida_mlip.workers.metadynamics_engines.base import langevin
-from aiida_mlip.workers.uncertain_potential import UncertainPotential, UncertaintyBias
 
 BIAS_FILE: Final[str] = "uncertainty.npz"
 
@@ -25,7 +24,7 @@ class UncertaintyEngine:
     """Langevin dynamics on E − τ U; τ is adapted every few steps, and its history is the stored bias.
 
     :param spec: what to do.
-    :param guard: calculator with walls around an :class:`UncertainPotential`; the bias is put into it.
+    :param guard: calculator with walls around a potential that knows the slope of its uncertainty.
     :param stored: arrays that :meth:`save` wrote, of a run to go on from.
     :raises InvalidInputError: forces that know no uncertainty, or arrays that are no such bias.
     """
@@ -35,21 +34,10 @@ class UncertaintyEngine:
     ) -> None:
         if spec.uncertainty is None:
             raise InvalidInputError("spec.uncertainty: missing")
-        if not isinstance(guard.base, UncertainPotential):
-            raise InvalidInputError("engine: uncertainty needs a potential with grades, not a calculator")
-        self._spec, self._guard, self._settings = spec, guard, spec.uncertainty
-        self._bias = UncertaintyBias(guard.base)
-        guard.bias = self._bias
-        every = self._settings.update_every
-        self._strength = AdaptiveStrength(
-            strength=self._settings.strength,
-            memory=max(1.0, self._settings.memory_steps / every),
-            ramp=-(-self._settings.ramp_steps // every),
-            most_ev=self._settings.most_ev,
-        )
-        self._history: list[tuple[float, ...]] = []
+        self._spec, self._guard = spec, guard
+        self._bias = AdaptiveBias(guard, spec.uncertainty)
         if stored is not None:
-            self._restore(stored)
+            self._bias.restore(stored)
 
     def start(self, atoms: Atoms, *, step: int, seed: int) -> None:
         """Take a structure."""
@@ -62,8 +50,7 @@ class UncertaintyEngine:
         for _ in range(n_steps):
             self._dynamics.step()
             self._step += 1
-            if self._step % self._settings.update_every == 0:
-                self._adapt()
+            self._bias.after_step(self._step)
 
     def bias_energy(self) -> float:
         """Energy (eV) of the bias."""
@@ -75,35 +62,14 @@ class UncertaintyEngine:
 
     def save(self, folder: Path) -> None:
         """Write the state of the strength and its history."""
-        history = np.array(self._history).reshape(-1, len(HISTORY))
-        columns = {f"history_{name}": history[:, k] for k, name in enumerate(HISTORY)}
-        (folder / BIAS_FILE).write_bytes(write_npz({**self._strength.arrays(), **columns}))
+        (folder / BIAS_FILE).write_bytes(write_npz(self._bias.arrays()))
 
     def finish(self) -> None:
         """Nothing to close."""
 
     def summary(self) -> dict[str, Any]:
-        """The present strength."""
-        return {"tau_ev": self._strength.tau_ev}
-
-    def _adapt(self) -> None:
-        at = self._bias.last
-        if at is None:
-            return
-        before = self._bias.tau_ev
-        self._bias.tau_ev = self._strength.update(at.forces, at.gradient)
-        size = float(np.sqrt(np.mean(at.forces**2)))
-        ratio = before * float(np.sqrt(np.mean(at.gradient**2))) / size if size > 0 else 0.0
-        self._history.append((float(self._step), self._bias.tau_ev, float(at.per_atom.mean()), ratio))
-        self._guard.refresh_bias()
-
-    def _restore(self, stored: dict[str, np.ndarray]) -> None:
-        self._strength.restore(stored)
-        columns = [stored[key] for key in (f"history_{name}" for name in HISTORY) if key in stored]
-        if len(columns) < len(HISTORY) or len({column.shape for column in columns}) > 1 or columns[0].ndim != 1:
-            raise InvalidInputError(f"bias: {BIAS_FILE} lacks its history {HISTORY}")
-        self._bias.tau_ev = self._strength.tau_ev
-        self._history = list(zip(*(column.tolist() for column in columns), strict=True))
+        """Strength, and means over its history."""
+        return self._bias.numbers()
 
 
 def make_uncertainty(
