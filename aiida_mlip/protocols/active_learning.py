@@ -1,0 +1,76 @@
+"""Active learning, as a person writes it.
+
+::
+
+    mode: fragments              # frames: the selected frames themselves; fragments: their worst surroundings, cut out
+    max_rounds: 10
+    labels_per_round: 30
+    dft_core_hours: 500          # hard cap on labels in all; left out: none
+    training_hours: 20           # hard cap on training, summed over the committee; left out: none
+    stalled_after: 3             # rounds without improvement that end it
+    warm_start: true             # each training starts from the potentials of the round before
+    select: {method: maxdet}     # see aiida_mlip.protocols.select; number and core-hours come from above
+    fragment: {core_radius_ang: 5.0, buffer_ang: 3.0}     # see aiida_mlip.protocols.fragment
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from aiida_mlip.errors import InvalidInputError, ProtocolError
+from aiida_mlip.kernel.rounds import Caps
+from aiida_mlip.protocols.fragment import FragmentSettings
+from aiida_mlip.protocols.model import SpecModel, from_protocol, validate_spec
+from aiida_mlip.protocols.select import parse_select
+
+
+class ActiveLearningSettings(SpecModel):
+    """Settings of the loop; see the module's text."""
+
+    mode: Literal["frames", "fragments"] = "frames"
+    max_rounds: int
+    labels_per_round: int = Field(ge=1)
+    dft_core_hours: float | None = None
+    training_hours: float | None = None
+    stalled_after: int = 3
+    warm_start: bool = True
+    select: dict[str, Any] = Field(default_factory=dict)
+    fragment: dict[str, Any] | None = None
+
+    @property
+    def caps(self) -> Caps:
+        """What must not be exceeded.
+
+        :raises InvalidInputError: a limit that is not positive.
+        """
+        return Caps(self.max_rounds, self.dft_core_hours, self.training_hours, self.stalled_after)
+
+    def selection(self, core_hours: float | None) -> dict[str, Any]:
+        """Specification of a selection under what is left of the budget."""
+        return {**self.select, "max_frames": self.labels_per_round, "core_hours": core_hours}
+
+
+def active_learning_settings(data: Any, *, where: str = "settings") -> ActiveLearningSettings:
+    """Settings of a specification, with everything in it checked.
+
+    :param data: plain mapping; ``protocol`` in it names the protocol (default ``moderate``) that the rest overrides.
+    :raises ProtocolError: unknown key (with the nearest valid one), or a value that is not allowed.
+    """
+    values = dict(data)
+    protocol = values.pop("protocol", None)
+    settings = from_protocol(ActiveLearningSettings, "active_learning", protocol, values)
+    try:
+        _ = settings.caps
+    except InvalidInputError as error:
+        raise ProtocolError(f"{where}.{error}") from error
+    for key in ("max_frames", "core_hours"):
+        if key in settings.select:
+            raise ProtocolError(f"{where}.select.{key}: given by labels_per_round and dft_core_hours, leave it out")
+    parse_select(settings.selection(None), where=f"{where}.select")
+    if settings.mode == "fragments":
+        if settings.fragment is None:
+            raise ProtocolError(f"{where}.fragment: missing, the mode fragments needs it")
+        validate_spec(FragmentSettings, settings.fragment, where=f"{where}.fragment").limits(where=f"{where}.fragment")
+    return settings

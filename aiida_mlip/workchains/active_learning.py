@@ -1,0 +1,432 @@
+"""ActiveLearningWorkChain: train, explore, select what the potential does not know, label it, and again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiida import orm
+from aiida.common import AttributeDict
+from aiida.engine import ExitCode, ToContext, WorkChain, if_, while_
+
+from aiida_mlip.calculations.functions.active_learning import (
+    gather_candidates,
+    plan_active_learning,
+    plan_selection,
+    record_round,
+)
+from aiida_mlip.calculations.functions.dataset import merge_datasets
+from aiida_mlip.calculations.functions.fragment import carve_fragments
+from aiida_mlip.calculations.functions.select import select
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.errors import MlipError
+from aiida_mlip.protocols.active_learning import active_learning_settings
+from aiida_mlip.workchains.explore import ExploreWorkChain
+from aiida_mlip.workchains.label import LabelWorkChain
+from aiida_mlip.workchains.label_inputs import settings_hashes
+from aiida_mlip.workchains.train import TrainWorkChain
+
+#: Ports of one exploration.
+_EXPLORATION: Final[tuple[str, ...]] = ("structures", "spec", "engine_input", "options")
+
+
+class ActiveLearningWorkChain(WorkChain):
+    """Learn where simulations lead: rounds of training, exploration, selection and labelling, to a stated verdict.
+
+    Entry point ``aiida_mlip.active_learning``. Whatever was reached is returned, however it ends: the dataset with all
+    labels, the potentials of the last training, and the history of the rounds with verdict and evidence.
+    """
+
+    @classmethod
+    def define(cls, spec: Any) -> None:  # Any: aiida-core ships no type for process specs
+        """Ports, outline and exit codes."""
+        super().define(spec)
+        spec.input("dataset", valid_type=DatasetData, help="Labelled frames to begin with.")
+        spec.input(
+            "settings",
+            valid_type=orm.Dict,
+            validator=_validate_settings,
+            help="Mode, budgets, selection: see `aiida_mlip.protocols.active_learning`.",
+        )
+        spec.input_namespace(
+            "potentials",
+            valid_type=PotentialData,
+            dynamic=True,
+            required=False,
+            help="A committee trained on the dataset, `member_<i>`: the first round begins with exploring.",
+        )
+        spec.input_namespace(
+            "explorations",
+            dynamic=True,
+            help="By name: `structures`, `spec` (with a `watch`, see `aiida_mlip.protocols.explore`), and where wanted "
+            "`engine_input` and `options`.",
+        )
+        spec.input_namespace(
+            "hosts",
+            valid_type=orm.StructureData,
+            dynamic=True,
+            required=False,
+            help="Crystals that fragments are completed to.",
+        )
+        spec.input("codes.explore", valid_type=orm.AbstractCode, help="The program aiida-mlip-explore.")
+        spec.expose_inputs(TrainWorkChain, namespace="train", exclude=("dataset", "initial_potentials"))
+        spec.expose_inputs(LabelWorkChain, namespace="label", exclude=("dataset",))
+        spec.inputs.validator = _validate_inputs
+
+        spec.outline(
+            cls.setup,
+            cls.plan,
+            while_(cls.should_go_on)(
+                if_(cls.should_train)(
+                    cls.run_train,
+                    cls.inspect_train,
+                ),
+                cls.run_explore,
+                cls.inspect_explore,
+                if_(cls.should_carve)(
+                    cls.carve,
+                ),
+                if_(cls.has_candidates)(
+                    cls.run_select,
+                ),
+                if_(cls.has_selected)(
+                    cls.run_label,
+                    cls.inspect_label,
+                ),
+                cls.record,
+            ),
+            cls.finalize,
+        )
+
+        spec.output("dataset", valid_type=DatasetData, required=False, help="All frames with their labels.")
+        spec.output_namespace(
+            "potentials", valid_type=PotentialData, required=False, dynamic=True, help="The last committee."
+        )
+        spec.output("errors", valid_type=orm.Dict, required=False, help="Errors of the last training.")
+        spec.output("history", valid_type=orm.Dict, required=False, help="Rounds, verdict and evidence.")
+
+        spec.exit_code(200, "ERROR_INVALID_INPUT", message="The settings cannot be used: {reason}")
+        spec.exit_code(300, "ERROR_TRAIN_FAILED", message="Round {number}: no potential with grades was trained.")
+        spec.exit_code(301, "ERROR_EXPLORE_FAILED", message="Round {number}: no exploration gave a result. {reason}")
+        spec.exit_code(302, "ERROR_STEP_FAILED", message="Round {number}: {reason}")
+        spec.exit_code(500, "ERROR_BUDGET", message="A budget is spent before the potential was certain: {evidence}")
+        spec.exit_code(501, "ERROR_STALLED", message="Further rounds would not help: {evidence}")
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def setup(self) -> None:
+        """Begin with what was given."""
+        self.ctx.dataset = self.inputs.dataset.uuid
+        self.ctx.potentials = {name: node.uuid for name, node in self.inputs.get("potentials", {}).items()}
+        self.ctx.trained_on = self.ctx.dataset if self.ctx.potentials else None
+        self.ctx.round = 0
+        self.ctx.history = None
+        self.ctx.verdict = "go_on"
+        self.ctx.errors = None
+        self.ctx.restarts = {}  # name of an exploration -> uuid of the checkpoint it goes on from
+        self.ctx.parts = {}  # of the present round: name -> uuid
+
+    def plan(self) -> ExitCode | None:
+        """Write the settings out."""
+        result, node = plan_active_learning.run_get_node(self.inputs.settings, metadata={"call_link_label": "plan"})
+        if not node.is_finished_ok:
+            return self.exit_codes.ERROR_INVALID_INPUT.format(reason=node.exit_message)
+        self.ctx.plan = {name: value.uuid for name, value in result.items()}
+        return None
+
+    def should_go_on(self) -> bool:
+        """Whether another round is wanted."""
+        return bool(self.ctx.verdict == "go_on")
+
+    def should_train(self) -> bool:
+        """Whether the present potentials do not know all of the dataset."""
+        return bool(self.ctx.trained_on != self.ctx.dataset)
+
+    def run_train(self) -> ToContext:
+        """Train the committee on all labels there are."""
+        inputs = AttributeDict(self.exposed_inputs(TrainWorkChain, "train"))
+        inputs.dataset = orm.load_node(self.ctx.dataset)
+        if self.ctx.potentials and self._settings["warm_start"]:
+            inputs.initial_potentials = self._potentials()
+        inputs.setdefault("metadata", AttributeDict())["call_link_label"] = self._label("train")
+        node = self.submit(TrainWorkChain, **inputs)
+        self.report(f"round {self.ctx.round}: training on {len(inputs.dataset)} rows: TrainWorkChain<{node.pk}>")
+        return ToContext(train=node)
+
+    def inspect_train(self) -> ExitCode | None:
+        """Take the potentials and their errors."""
+        node = self.ctx.train
+        usable = {name: one for name, one in _outputs(node, "potentials").items() if one.has_grades}
+        if "errors" in node.outputs:
+            self.ctx.errors = self.ctx.parts["errors"] = node.outputs.errors.uuid
+        for name, summary in _outputs(node, "summaries").items():
+            self.ctx.parts[f"training_{name}"] = summary.uuid
+        if not usable:
+            self.report(f"TrainWorkChain<{node.pk}> ended with exit status {node.exit_status}: {node.exit_message}")
+            return self._end(self.exit_codes.ERROR_TRAIN_FAILED.format(number=self.ctx.round))
+        self.ctx.potentials = {name: one.uuid for name, one in usable.items()}
+        self.ctx.trained_on = self.ctx.dataset
+        return None
+
+    def run_explore(self) -> None:
+        """Run all explorations with the new potential; those that were stopped go on from where it was trusted."""
+        members = self._potentials()
+        driver = members.pop(min(members))
+        for name, given in self.inputs.explorations.items():
+            inputs = AttributeDict({key: given[key] for key in _EXPLORATION if key in given})
+            inputs.potential = driver
+            if members and driver.calibration() is not None:
+                inputs.committee = members
+            if name in self.ctx.restarts:
+                inputs.restart = orm.load_node(self.ctx.restarts[name])
+            inputs.codes = {"explore": self.inputs.codes.explore}
+            inputs.metadata = {"call_link_label": self._label(f"explore_{name}")}
+            node = self.submit(ExploreWorkChain, **inputs)
+            self.report(f"round {self.ctx.round}: exploring {name}: ExploreWorkChain<{node.pk}>")
+            self.to_context(**{f"explore_{name}": node})
+
+    def inspect_explore(self) -> ExitCode | None:
+        """Take what the explorations found."""
+        self.ctx.found = {}
+        reasons = []
+        for name in self.inputs.explorations:
+            node = self.ctx[f"explore_{name}"]
+            if "summary" not in node.outputs:
+                reasons.append(f"{name}: exit status {node.exit_status}, {node.exit_message}")
+                continue
+            self.ctx.parts[f"exploration_{name}"] = node.outputs.summary.uuid
+            if "selected" in node.outputs:
+                self.ctx.found[name] = [node.outputs.selected.uuid, node.outputs.grades.uuid]
+                self.ctx.parts[f"found_{name}"] = node.outputs.selected.uuid
+            stopped = any(run["stopped_by"] != "finished" for run in node.outputs.summary["runs"])
+            if stopped and "checkpoint" in node.outputs:
+                self.ctx.restarts[name] = node.outputs.checkpoint.uuid
+            else:
+                self.ctx.restarts.pop(name, None)
+        for reason in reasons:
+            self.report(f"round {self.ctx.round}: {reason}")
+        if len(reasons) == len(self.inputs.explorations):
+            return self._end(
+                self.exit_codes.ERROR_EXPLORE_FAILED.format(number=self.ctx.round, reason="; ".join(reasons))
+            )
+        return None
+
+    def should_carve(self) -> bool:
+        """Whether fragments are wanted, and there is something to cut them from."""
+        return bool(self.ctx.found) and self._settings["mode"] == "fragments"
+
+    def carve(self) -> ExitCode | None:
+        """Cut the worst surroundings out of the frames that were found."""
+        cut = {}
+        for name, (frames, grades) in self.ctx.found.items():
+            outputs, node = carve_fragments.run_get_node(
+                orm.load_node(frames),
+                orm.load_node(grades),
+                orm.load_node(self.ctx.plan["fragment"]),
+                **self.inputs.get("hosts", {}),
+                metadata={"call_link_label": self._label(f"carve_{name}")},
+            )
+            if not node.is_finished_ok:
+                return self._end(self._failed_step(node))
+            for refusal in outputs["summary"]["refused"]:
+                self.report(f"no fragment around atom {refusal['atom']} of {name}: {refusal['reason']}")
+            if "fragments" in outputs:
+                cut[name] = [outputs["fragments"].uuid, None]
+        self.ctx.found = cut
+        return None
+
+    def has_candidates(self) -> bool:
+        """Whether there is anything to choose from."""
+        return bool(self.ctx.found)
+
+    def run_select(self) -> ExitCode | None:
+        """Choose what to label under the budget."""
+        sources = {f"selected_{name}": orm.load_node(frames) for name, (frames, _) in self.ctx.found.items()}
+        sources |= {f"grades_{name}": orm.load_node(uuid) for name, (_, uuid) in self.ctx.found.items() if uuid}
+        gathered, node = gather_candidates.run_get_node(
+            **sources, metadata={"call_link_label": self._label("gather_candidates")}
+        )
+        if not node.is_finished_ok:
+            return self._end(self._failed_step(node))
+        self.ctx.parts["candidates"] = gathered["candidates"].uuid
+        history = {} if self.ctx.history is None else {"history": orm.load_node(self.ctx.history)}
+        plan, node = plan_selection.run_get_node(
+            orm.load_node(self.ctx.plan["settings"]),
+            **history,
+            metadata={"call_link_label": self._label("plan_selection")},
+        )
+        if not node.is_finished_ok:
+            return self._end(self._failed_step(node))
+        given = {name: gathered[name] for name in ("candidates", "environments") if name in gathered}
+        chosen, node = select.run_get_node(
+            spec=plan,
+            reference=orm.load_node(self.ctx.dataset),
+            **given,
+            metadata={"call_link_label": self._label("select")},
+        )
+        if node.is_finished_ok:
+            self.ctx.parts["selection"] = chosen["summary"].uuid
+            self.ctx.selected = chosen["dataset"].uuid
+            return None
+        self.report(f"round {self.ctx.round}: nothing was selected: {node.exit_message}")
+        self.ctx.selected = None
+        return None if node.exit_status == _NOTHING_LEFT else self._end(self._failed_step(node))
+
+    def has_selected(self) -> bool:
+        """Whether anything is to be labelled."""
+        return bool(self.ctx.get("selected"))
+
+    def run_label(self) -> ToContext:
+        """Label what was chosen."""
+        inputs = AttributeDict(self.exposed_inputs(LabelWorkChain, "label"))
+        inputs.dataset = orm.load_node(self.ctx.selected)
+        inputs.setdefault("metadata", AttributeDict())["call_link_label"] = self._label("label")
+        node = self.submit(LabelWorkChain, **inputs)
+        self.report(f"round {self.ctx.round}: labelling {len(inputs.dataset)} frames: LabelWorkChain<{node.pk}>")
+        return ToContext(label=node)
+
+    def inspect_label(self) -> ExitCode | None:
+        """Add the labels to the dataset; some may have failed."""
+        node = self.ctx.label
+        self.ctx.selected = None
+        if "summary" in node.outputs:
+            self.ctx.parts["labels"] = node.outputs.summary.uuid
+        if not node.is_finished_ok:
+            self.report(f"LabelWorkChain<{node.pk}> ended with exit status {node.exit_status}: {node.exit_message}")
+        if "dataset" not in node.outputs or not _n_labels(node.outputs.dataset):
+            return None
+        merged, merge = merge_datasets.run_get_node(
+            dataset_0000=orm.load_node(self.ctx.dataset),
+            dataset_0001=node.outputs.dataset,
+            metadata={"call_link_label": self._label("merge")},
+        )
+        if not merge.is_finished_ok:
+            return self._end(self._failed_step(merge))
+        self.ctx.dataset = merged["dataset"].uuid
+        return None
+
+    def record(self) -> ExitCode | None:
+        """Write down what the round did, and judge whether to go on."""
+        parts = {name: orm.load_node(uuid) for name, uuid in self.ctx.parts.items()}
+        if self.ctx.history is not None:
+            parts["history"] = orm.load_node(self.ctx.history)
+        history, node = record_round.run_get_node(
+            orm.load_node(self.ctx.plan["settings"]),
+            orm.load_node(self.ctx.trained_on),
+            **parts,
+            metadata={"call_link_label": self._label("record")},
+        )
+        if not node.is_finished_ok:
+            return self._end(self._failed_step(node))
+        self.ctx.history, self.ctx.verdict = history.uuid, history["verdict"]
+        self.report(f"round {self.ctx.round}: {history['verdict']}: {history['evidence']}")
+        self.ctx.parts = {}
+        self.ctx.round += 1
+        return None
+
+    def finalize(self) -> ExitCode | None:
+        """Return everything, then say how it ended."""
+        self._return_all()
+        evidence = orm.load_node(self.ctx.history)["evidence"]
+        if self.ctx.verdict == "budget":
+            return self.exit_codes.ERROR_BUDGET.format(evidence=evidence)
+        if self.ctx.verdict == "stalled":
+            return self.exit_codes.ERROR_STALLED.format(evidence=evidence)
+        return None
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return dict(orm.load_node(self.ctx.plan["settings"]).get_dict())
+
+    def _potentials(self) -> dict[str, PotentialData]:
+        return {name: orm.load_node(uuid) for name, uuid in self.ctx.potentials.items()}
+
+    def _label(self, stage: str) -> str:
+        return f"round_{self.ctx.round:02d}_{stage}"
+
+    def _failed_step(self, node: orm.ProcessNode) -> ExitCode:
+        reason = f"{node.process_label}<{node.pk}>: {node.exit_message or node.exception or node.process_state}"
+        return self.exit_codes.ERROR_STEP_FAILED.format(number=self.ctx.round, reason=reason)
+
+    def _return_all(self) -> None:
+        """Attach what was reached."""
+        self.out("dataset", orm.load_node(self.ctx.dataset))
+        for name, node in self._potentials().items():
+            self.out(f"potentials.{name}", node)
+        for name in ("errors", "history"):
+            if self.ctx[name] is not None:
+                self.out(name, orm.load_node(self.ctx[name]))
+
+    def _end(self, code: ExitCode) -> ExitCode:
+        """End with an exit code, with everything returned that was reached."""
+        self._return_all()
+        return code
+
+
+#: Exit status of `select` when filters and budget leave nothing.
+_NOTHING_LEFT: Final[int] = 314
+
+
+def _outputs(node: orm.ProcessNode, namespace: str) -> dict[str, Any]:
+    """Outputs of a namespace by name; none where there is no such namespace."""
+    return dict(node.outputs[namespace]) if namespace in node.outputs else {}
+
+
+def _n_labels(dataset: DatasetData) -> int:
+    return sum(entry["labelled"] for entry in dataset.base.attributes.get("fidelities").values())
+
+
+def _validate_settings(value: orm.Dict | None, _: Any) -> str | None:
+    try:
+        active_learning_settings({} if value is None else value.get_dict())
+    except MlipError as error:
+        return str(error)
+    return None
+
+
+def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
+    """What can be known before anything is submitted."""
+    if "settings" not in inputs or _validate_settings(inputs["settings"], None) is not None:
+        return None  # reported by the port itself
+    settings = active_learning_settings(inputs["settings"].get_dict())
+    explorations = inputs.get("explorations") or {}
+    if not explorations:
+        return "explorations: give at least one, with `structures` and `spec`"
+    for name, given in explorations.items():
+        if not isinstance(given, Mapping) or not {"structures", "spec"} <= set(given):
+            return f"explorations.{name}: needs `structures` and `spec`"
+        if unknown := sorted(set(given) - set(_EXPLORATION)):
+            return f"explorations.{name}: unknown {', '.join(unknown)}; known are {', '.join(_EXPLORATION)}"
+        if not isinstance(given["spec"], orm.Dict) or not given["spec"].get_dict().get("watch"):
+            return f"explorations.{name}.spec.watch: missing, without it nothing would ever be found uncertain"
+    if settings.fragment is not None and settings.fragment.get("completion") == "crystal" and not inputs.get("hosts"):
+        return "hosts: missing, settings.fragment.completion crystal needs the crystal"
+    for name, potential in (inputs.get("potentials") or {}).items():
+        if not potential.has_grades:
+            return f"potentials.{name}: it has no grades; leave it out, and the first round begins with training"
+    return _validate_dataset(inputs)
+
+
+def _validate_dataset(inputs: Mapping[str, Any]) -> str | None:
+    """Labels there are, and at settings that new ones can stand beside."""
+    if "dataset" not in inputs:
+        return None
+    dataset, given = inputs["dataset"], inputs.get("label", {}).get("fidelities")
+    if not _n_labels(dataset):
+        return "dataset: has no labels; label it first"
+    try:
+        wanted = {} if given is None else settings_hashes(given.get_dict())
+    except MlipError:
+        return None  # reported by the labelling's own port
+    for name, settings in wanted.items():
+        known = dataset.settings.get(name, settings)
+        if known != settings:
+            return (
+                f"dataset: its labels at {name!r} have the settings {known[:12] or 'unknown (imported)'}, new ones "
+                f"would have {settings[:12]}; the two cannot be one level of theory. If they are, import the dataset "
+                f"with --settings {settings}"
+            )
+    return None
