@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 import numpy as np
 from ase import Atoms
@@ -13,6 +13,10 @@ from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
 from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.metadynamics.environment_bias import BiasEvaluation
 from aiida_mlip.kernel.metadynamics.walls import PairWall
+from aiida_mlip.kernel.pair_list import PairList
+
+#: Å beyond the limit of distances that the list of near pairs reaches: little is that near, so a wide one is cheap.
+_SKIN: Final[float] = 0.6
 
 
 class PairDistanceReached(MlipError):  # noqa: N818 - not a failure of the program: the wall that ends a trajectory
@@ -58,6 +62,7 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         self.bias_evaluation: BiasEvaluation | None = None
         self.smallest_ratio = np.inf
         self._plain: Atoms | None = None
+        self._near: PairList | None = None
         self._unbiased: tuple[float, np.ndarray] = (0.0, np.zeros((0, 3)))
 
     def reset_watch(self) -> None:
@@ -93,7 +98,7 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         if not np.isfinite(atoms.positions).all():
             raise ForcesFailed("positions are not finite: the dynamics is unstable, take a shorter timestep")
         try:
-            wall_energy, wall_forces, virial, ratio = self.wall.evaluate(*geometry)
+            wall_energy, wall_forces, virial, ratio = self._evaluate_wall(*geometry)
         except (SystemError, MemoryError, ValueError, np.linalg.LinAlgError) as error:
             raise ForcesFailed(f"no neighbours can be found, atoms or cell have run away ({error})") from error
         if ratio < 1:
@@ -111,6 +116,20 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         if self.with_stress:
             self.stress = self._base_stress() + virial / atoms.get_volume()
         return energy, forces
+
+    def _evaluate_wall(
+        self, numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray
+    ) -> tuple[float, np.ndarray, np.ndarray, float]:
+        """What :meth:`PairWall.evaluate` says; without a repulsion only the distances, from a list that is kept."""
+        if self.wall.strength > 0:
+            return self.wall.evaluate(numbers, positions, cell, pbc)
+        species = np.unique(numbers)
+        reach = self.wall.onset * float(self.wall.limits[np.ix_(species, species)].max())
+        if self._near is None or self._near.cutoff != reach:
+            self._near = PairList(reach, skin=_SKIN)
+        pairs = self._near.pairs(positions, cell, pbc)
+        ratio = pairs.closest(numbers, self.wall.limits, reach=self.wall.onset)[0]
+        return 0.0, np.zeros_like(positions), np.zeros((3, 3)), ratio
 
     def refresh_bias(self) -> None:
         """Take account of a bias that has changed since the last calculation, at the same geometry."""

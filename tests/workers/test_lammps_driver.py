@@ -259,3 +259,30 @@ def test_pair_style_of_lammps_itself():
     assert energy == pytest.approx(twin.get_potential_energy(), rel=1e-6)
     VelocityVerlet(twin, 2.0 * units.fs).run(50)
     np.testing.assert_allclose(atoms.positions, twin.positions, atol=1e-6)
+
+
+def test_set_up_of_a_run_costs_no_forces():
+    """Runs of one step each, atoms leaving the cell: as many calculations as there are geometries."""
+
+    class Counting(EMT):
+        count = 0
+
+        def calculate(self, *arguments, **keys):
+            Counting.count += 1
+            super().calculate(*arguments, **keys)
+
+    calculator = Counting()
+
+    def forces(image):
+        return calculator.get_property("energy", image), calculator.get_property("forces", image)
+
+    atoms = hot_copper(np.zeros((3, 3)))
+    atoms.positions += [1.7, -3.1, 8.0]
+    twin = atoms.copy()
+    twin.calc = EMT()
+    with LammpsDynamics(atoms, forces, **SETTINGS) as dynamics:
+        for _ in range(30):
+            dynamics.run(1)
+    VelocityVerlet(twin, 2.0 * units.fs).run(30)
+    assert Counting.count == 31
+    np.testing.assert_allclose(atoms.positions, twin.positions, atol=2e-6)
