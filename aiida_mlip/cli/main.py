@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "setup": ("aiida_mlip.cli.setup", "setup", "Create the profile, computer, codes and pseudopotential family."),
     "doctor": ("aiida_mlip.cli.doctor", "doctor", "Examine the installation: each line ok, or what to do."),
     "dataset": ("aiida_mlip.cli.dataset", "dataset", "Import, export and show datasets."),
-    "generate": ("aiida_mlip.cli.generate", "generate", "Generate frames: rattled, strained, random."),
+    "generate": ("aiida_mlip.cli.generate", "generate", "Generate frames: crystals, defects, alloys, dynamics."),
     "potential": ("aiida_mlip.cli.potential", "potential", "Import, export and show potentials."),
     "develop": ("aiida_mlip.cli.develop", "develop", "From structures to a trained, tested potential."),
     "status": ("aiida_mlip.cli.status", "status", "What is running, done, failed, and when it will end."),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import ase.io
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from aiida import orm
 from aiida.engine import run_get_node
 from ase.build import bulk
+from ase.calculators.emt import EMT
 from click.testing import CliRunner
 
 from aiida_mlip.cli.dataset import load_dataset
@@ -254,3 +257,97 @@ def test_cost_estimate_comes_from_measured_labels(silicon_file, tmp_path):
     assert "about 128 core-hours" in invoke(*arguments, node.pk)  # 2 frames of 8 atoms, one core-hour per atom squared
     bare = imported(invoke("dataset", "import", tmp_path / "si.cif"))
     assert "holds no measured costs" in invoke(*arguments, bare, code=1)
+
+
+STAGED = """
+structures: [cu.xyz]
+codes: {explore: aiida-mlip-explore@localhost}
+fidelities:
+  emt: {engine: ase, calculator: ase.calculators.emt.EMT}
+  two: {engine: qe, pseudo_family: nobody, ecutwfc_ry: 12, occupations: fixed}
+steps:
+  - {generator: strain, per_parent: 3}
+  - generator: monte_carlo
+    parents: {of: [strain, seeds], count: 2}
+    temperature_k: 500
+    n_steps: 40
+    record_every: 10
+    forces: {calculator: ase.calculators.emt.EMT}
+  - {generator: rattle, parents: monte_carlo, per_parent: 2}
+  - {generator: import, dataset: known}
+"""
+
+
+@pytest.fixture
+def alloy(tmp_path):
+    """A job file with stages, an alloy beside it, and a dataset with labels of three sizes, cost 36 s · N^1.5."""
+    from aiida_mlip.data.dataset import DatasetData
+    from aiida_mlip.kernel.frames import from_ase
+    from aiida_mlip.workchains.label_inputs import settings_hashes
+
+    atoms = bulk("Cu", cubic=True)
+    atoms.symbols[0] = "Au"
+    atoms.write(tmp_path / "cu.xyz")
+    (tmp_path / "job.yaml").write_text(STAGED)
+    images = []
+    for repeat in (1, 2, 3):
+        cell = atoms * (repeat, 1, 1)
+        cell.calc = EMT()
+        cell.get_forces()
+        images.append(cell)
+    frames = from_ase(images, fidelity="emt")
+    frames = frames.with_columns(cost=(36.0 * frames.natoms**1.5).astype("<f4"))
+    settings = settings_hashes({"emt": {"engine": "ase", "calculator": "ase.calculators.emt.EMT"}})
+    return DatasetData.from_frames(frames, settings=settings).store()
+
+
+def test_preview_of_stages_estimates_counts_and_cost_at_each_level(alloy, tmp_path):
+    before = n_nodes()
+    arguments = ["generate", "--spec", tmp_path / "job.yaml", "--import", f"known={alloy.pk}", "--preview"]
+    text = invoke(*arguments)
+    assert n_nodes() == before
+    assert "about 30 frames" in text  # 3 strained, 2 runs of 4 records, each rattled twice, 3 imported
+    assert "about 16" in text
+    # what is imported has its labels: 27 frames of 4 atoms, at 36 · 8 s each
+    assert "DFT at emt: labels of 27 frames about" in text
+    hours = float(text.split("27 frames about ")[1].split()[0])
+    assert hours == pytest.approx(27 / 30 * (27 * 4**1.5 + 4**1.5 + 8**1.5 + 12**1.5) * 36 / 3600, rel=0.01)
+    assert f"3 measured labels of dataset {alloy.pk} (4 to 12 atoms)" in text
+    assert "the power 1.50 of the number of atoms, fitted" in text
+    assert "DFT at two: labels of 30 frames; no measured label of this fidelity yet" in text
+    assert "give the dataset: --import known=PK" in invoke(
+        "generate", "--spec", tmp_path / "job.yaml", "--preview", code=1
+    )
+    (tmp_path / "job.yaml").write_text(STAGED.replace("seeds]", "sedes]"))
+    assert "job.yaml.steps[1].parents: ['sedes'] is no earlier step" in invoke(*arguments, code=1)
+
+
+def test_stages_run_from_the_command_line(alloy, tmp_path, localhost):
+    code = orm.InstalledCode(
+        label="explore-here",
+        computer=localhost,
+        filepath_executable=shutil.which("aiida-mlip-explore", path=str(Path(sys.executable).parent)),
+        with_mpi=False,
+    ).store()
+    arguments = ["generate", "--spec", tmp_path / "job.yaml", "--import", f"known={alloy.pk}"]
+    before = orm.QueryBuilder().append(orm.ProcessNode).count()
+    assert "codes.explore: no code 'nobody@localhost'" in invoke(
+        *arguments, "--code", "explore=nobody@localhost", code=1
+    )
+    assert "expected NAME=VALUE, got 'explore'" in invoke(*arguments, "--code", "explore", code=1)
+    assert orm.QueryBuilder().append(orm.ProcessNode).count() == before
+    job = STAGED.replace("  two: {engine: qe, pseudo_family: nobody, ecutwfc_ry: 12, occupations: fixed}\n", "")
+    (tmp_path / "job.yaml").write_text(job)
+    output = invoke(*arguments, "--code", f"explore={code.full_label}", "--label", "mixed")
+    node = orm.load_node(int(output.split("DatasetData<")[1].split(">")[0]))
+    assert node.label == "mixed"
+    assert node.base.attributes.get("fidelities")["emt"]["labelled"] == 3
+    assert set(node.base.attributes.get("generators")) == {"strain", "monte_carlo", "rattle", "import"}
+    assert "3 emt" in output
+    # a step that does not get what it needs is named, and what the others made is shown
+    broken = job.replace("n_steps: 40", "n_steps: 40\n    elements: [Cu, Ni]")
+    (tmp_path / "job.yaml").write_text(broken)
+    output = invoke(*arguments, "--code", f"explore={code.full_label}", code=1)
+    assert "a swap needs two elements" in output
+    assert "2 of 4 steps failed" in output
+    assert "6 frames" in output
