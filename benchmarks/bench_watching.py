@@ -9,6 +9,8 @@ counts.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -38,13 +40,15 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", default=["compiled", "eager"])
     parser.add_argument("--blocks", type=int, default=15, help=f"of {BLOCK} steps for every variant")
     parser.add_argument("--seeds", type=int, default=20, help="heated runs of the last table")
-    parser.add_argument("--only", nargs="+", default=["watch", "lammps", "heating"], help="which tables")
+    parser.add_argument("--only", nargs="+", default=["watch", "explore", "lammps", "heating"], help="which tables")
     options = parser.parse_args()
     folder = options.committee or Path(tempfile.mkdtemp(prefix="bench-watching-"))
     packages, data = committee(folder)
     print(f"load {os.getloadavg()[0]:.1f} at the start")
     if "watch" in options.only:
         bench_watch(packages, data, options)
+    if "explore" in options.only:
+        bench_explore(packages, data, options)
     if "lammps" in options.only:
         bench_lammps(packages, data, options)
     if "heating" in options.only:
@@ -164,6 +168,46 @@ def take_turns(variants: Sequence[Advance], blocks: int) -> tuple[np.ndarray, np
             if block >= 0:
                 wall[k, block], cpu[k, block] = time.perf_counter() - began[0], time.process_time() - began[1]
     return wall, cpu
+
+
+# -- the program -----------------------------------------------------------------------------------------------
+
+
+def bench_explore(packages: Sequence[Path], data, options) -> None:
+    """What ``aiida-mlip-explore`` runs, whole: walls, records, checkpoints; start and end of a run included."""
+    print("\n| kind of `explore` | atoms | mode | ms/step unwatched | γ every | ratio (wall) | ratio (CPU) |")
+    print("|---|---|---|---|---|---|---|")
+    natoms, mode, steps = max(options.atoms), options.modes[0], 4 * BLOCK
+    parts = Parts(packages[:2], data, mode)
+    for kind in ("md", "lammps"):
+        times = np.array([[explore(parts, kind, natoms, steps, every) for every in (0, 1, 10)] for _ in range(5)])
+        ratio = np.median(times / times[:, :1], axis=0)
+        base = 1e3 * np.median(times[:, 0, 0]) / steps
+        for k, every in ((1, 1), (2, 10)):
+            wall, cpu = ratio[k]
+            print(f"| {kind} | {natoms} | {mode} | {base:.2f} | {every} | {wall:.3f} | {cpu:.3f} |", flush=True)
+
+
+def explore(parts: Parts, kind: str, natoms: int, steps: int, every: int) -> tuple[float, float]:
+    """Seconds of wall and CPU of one run; ``every`` 0: not watched."""
+    from aiida_mlip.io.explore import ExploreRequest, ExploreSpec
+    from aiida_mlip.kernel.frames import from_ase
+    from aiida_mlip.workers.explore_simulation import Simulation
+
+    section = {"timestep_fs": 2.0}
+    if kind == "md":
+        segment = {"ensemble": "langevin", "n_steps": steps, "temperature_k": TEMPERATURE_K}
+        section["schedule"] = [segment]
+    else:
+        section |= {"n_steps": steps, "temperature_k": TEMPERATURE_K}
+    request = ExploreRequest(spec=ExploreSpec(kind=kind, record_every=steps, **{kind: section}))
+    calculator = parts.calculator()
+    watch = parts.watch(calculator, error=False, every=every) if every else None
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        simulation = Simulation(Path(folder), request, calculator, from_ase([crystal(natoms)]), watch)
+        began = time.perf_counter(), time.process_time()
+        simulation.run()
+        return time.perf_counter() - began[0], time.process_time() - began[1]
 
 
 # -- LAMMPS ----------------------------------------------------------------------------------------------------
