@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -31,6 +31,9 @@ FRAMES: Final[str] = "frames.npz"
 
 #: Why the program could do nothing at all (``reason`` of the answer).
 Reason = Literal["invalid_input", "species_not_covered", "model_not_loaded", "out_of_memory"]
+
+
+Request = TypeVar("Request", bound=BaseModel)
 
 
 class EvaluateRequest(BaseModel):
@@ -77,6 +80,15 @@ def read_request(path: Path) -> EvaluateRequest:
     :raises FileFormatError: no such file, or not JSON.
     :raises InvalidInputError: unknown keys or values; names each.
     """
+    return read_model_request(path, EvaluateRequest)
+
+
+def read_model_request(path: Path, kind: type[Request]) -> Request:
+    """Request of a JSON file, of any kind.
+
+    :raises FileFormatError: no such file, or not JSON.
+    :raises InvalidInputError: unknown keys or values; names each.
+    """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -84,10 +96,10 @@ def read_request(path: Path) -> EvaluateRequest:
     if not isinstance(data, dict):
         raise InvalidInputError(f"{path}: expected a mapping of keys, got {type(data).__name__}")
     try:
-        return EvaluateRequest.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
         lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e.get('input')!r}" for e in error.errors()]
-        known = ", ".join(EvaluateRequest.model_fields)
+        known = ", ".join(kind.model_fields)
         raise InvalidInputError(f"{path}: {'; '.join(lines)} (keys: {known})") from error
 
 

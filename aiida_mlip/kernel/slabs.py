@@ -99,6 +99,22 @@ class SlabDecomposition:
             high = np.array([edges[k][i + 1] for k, i in enumerate(index)])
             yield from self._pieces(low, high)
 
+    def around(self, atom: int, radius: float) -> tuple[Int[np.ndarray, "k"], Float[np.ndarray, "k 3"]]:
+        """Atoms within a radius of one of them, itself first, then by distance; images of an atom count each.
+
+        :param radius: Å.
+        :returns: (k,) atoms of the frame, (k, 3) Å from the atom to them.
+        """
+        centre = self._scaled[np.flatnonzero(self._order == atom)[0]]
+        reach = radius / self._heights + _ROUNDING
+        index, scaled, _ = self._gather(centre - reach, centre + reach)
+        vectors = (scaled - centre) @ self._cell
+        distance = np.linalg.norm(vectors, axis=1)
+        atoms = self._order[index]
+        order = np.lexsort((atoms, distance))
+        order = order[distance[order] <= radius]
+        return atoms[order], vectors[order]
+
     def _choose_cuts(self, n: int) -> tuple[int, int, int]:
         """Grid of pieces of at most the wanted size with the least work in halos."""
         extent = np.maximum((self._high - self._low) * self._heights, _ROUNDING)
@@ -130,21 +146,10 @@ class SlabDecomposition:
         yield from self._pieces(np.where(np.arange(3) == axis, middle, low), high)
 
     def _piece(self, low: np.ndarray, high: np.ndarray) -> Slab | None:
-        reach = self._outer / self._heights + _ROUNDING
-        images = [
-            range(int(np.floor(low[k] - reach[k])), int(np.floor(high[k] + reach[k])) + 1) if self._pbc[k] else (0,)
-            for k in range(3)
-        ]
         if not self._has_core(low, high):
             return None
-        parts = [
-            (index, self._scaled[index] + np.array(image), image == (0, 0, 0))
-            for image in product(*images)
-            if len(index := self._window(low - reach, high + reach, image))
-        ]
-        index = np.concatenate([part[0] for part in parts])
-        scaled = np.concatenate([part[1] for part in parts])
-        home = np.repeat([part[2] for part in parts], [len(part[0]) for part in parts])
+        reach = self._outer / self._heights + _ROUNDING
+        index, scaled, home = self._gather(low - reach, high + reach)
         excess = self._heights * np.maximum(np.maximum(low - scaled, scaled - high), 0.0)
         distance = np.sqrt((excess**2).sum(axis=1)) if self._orthogonal else excess.max(axis=1)
         core = home & (scaled >= low).all(axis=1) & (scaled < high).all(axis=1)
@@ -158,6 +163,18 @@ class SlabDecomposition:
             n_core=int(counts[0]),
             n_centres=int(counts[0] + counts[1]),
         )
+
+    def _gather(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Atoms (in sorted order) with an image in a box, the image's scaled position, and whether it is no image."""
+        images = [range(int(np.floor(low[k])), int(np.floor(high[k])) + 1) if self._pbc[k] else (0,) for k in range(3)]
+        parts = [
+            (index, self._scaled[index] + np.array(image), image == (0, 0, 0))
+            for image in product(*images)
+            if len(index := self._window(low, high, image))
+        ]
+        index = np.concatenate([part[0] for part in parts])
+        scaled = np.concatenate([part[1] for part in parts])
+        return index, scaled, np.repeat([part[2] for part in parts], [len(part[0]) for part in parts])
 
     def _has_core(self, low: np.ndarray, high: np.ndarray) -> bool:
         index = self._window(low, high, (0, 0, 0))

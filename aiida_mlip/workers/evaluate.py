@@ -32,6 +32,7 @@ from aiida_mlip.io.evaluation import (
     read_request,
     write_predictions,
 )
+from aiida_mlip.io.scan import read_scan_request
 from aiida_mlip.io.shards import read_shard
 from aiida_mlip.kernel.frames import NONE, Failure, Frames, concatenate
 from aiida_mlip.kernel.metrics import ErrorReport, Predictions, compare, compare_parts, labels_at
@@ -66,6 +67,9 @@ Reads {REQUEST} in the working directory, with these keys (all optional):
 
 Writes {PREDICTIONS} (energy eV, forces eV/A, stress eV/A^3, failure, part, novelty), {ANSWER} (errors per part) and
 with fit_grades {GRADES}.
+
+With --scan: grades of one frame of up to millions of atoms, read from a file of another program; the keys are in
+aiida_mlip/io/scan.py, the least is {{"file": "run.dump", "statistics": "statistics.npz"}}.
 """
 
 
@@ -91,9 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="aiida-mlip-evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="where the files are (default: here)")
-    folder: Path = parser.parse_args(arguments).folder
+    parser.add_argument("--scan", action="store_true", help="grade one frame of up to millions of atoms instead")
+    options = parser.parse_args(arguments)
+    folder: Path = options.folder
     try:
-        answer = evaluate(folder, read_request(folder / REQUEST))
+        answer = _scan(folder) if options.scan else evaluate(folder, read_request(folder / REQUEST))
     except MemoryError:
         return _give_up(folder, "out_of_memory", "out of memory while reading the frames")
     except SpeciesError as error:
@@ -110,6 +116,22 @@ class _ModelError(MlipError):
     """The model could not be loaded."""
 
 
+def _scan(folder: Path) -> dict[str, Any]:
+    """Grade one large frame, see :mod:`aiida_mlip.workers.scan`."""
+    from aiida_mlip.workers import scan
+
+    request = read_scan_request(folder / REQUEST)
+    began = time.perf_counter()
+    frame = scan.read_frame(folder, request)
+    read_s = time.perf_counter() - began
+    _check_species(frame.numbers, request.species)
+    try:
+        target = scan.load_target(folder, request, frame)
+    except (FileFormatError, ExternalProgramError) as error:
+        raise _ModelError(str(error)) from error
+    return scan.scan(folder, request, target, read_s=read_s)
+
+
 def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
     """Run a request: write the predictions, return the answer.
 
@@ -122,7 +144,7 @@ def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
     shards = [_read_frames(folder / name) for name in request.frames]
     frames = concatenate(shards)
     part = _read_split(folder, request, len(frames))
-    _check_species(frames, request)
+    _check_species(frames.numbers, request.species)
     grades = None if request.statistics is None else read_grades(folder / request.statistics)
     predictions, device = _predict(folder, request, frames)
     complaint = ""
@@ -264,10 +286,13 @@ def _read_split(folder: Path, request: EvaluateRequest, n: int) -> np.ndarray | 
     return np.asarray(part, dtype=np.int8)
 
 
-def _check_species(frames: Frames, request: EvaluateRequest) -> None:
+def _check_species(numbers: np.ndarray, species: Sequence[str] | None) -> None:
     """Refuse uncovered elements before torch is even imported."""
-    if request.species is not None and (missing := [s for s in frames.species if s not in request.species]):
-        raise SpeciesError(f"the potential does not cover {', '.join(missing)}; it covers {', '.join(request.species)}")
+    from ase.data import chemical_symbols
+
+    present = [chemical_symbols[number] for number in np.unique(numbers)]
+    if species is not None and (missing := [symbol for symbol in present if symbol not in species]):
+        raise SpeciesError(f"the potential does not cover {', '.join(missing)}; it covers {', '.join(species)}")
 
 
 def _print_table(reports: dict[str, ErrorReport]) -> None:

@@ -63,5 +63,5 @@ class TorchGrades:
     def _distance(self, values: Any, weight: Any, offset: Any) -> Any:
         """(n,) smallest distance to a cluster in units of the threshold."""
         moved = self._torch.addmm(offset, values, weight, beta=-1)
-        squared = (moved * moved).view(len(values), -1, self.n_features).sum(dim=2)
+        squared = (moved * moved).view(len(values), len(offset) // self.n_features, self.n_features).sum(dim=2)
         return squared.amin(dim=1).sqrt()

@@ -69,6 +69,20 @@ def test_pieces_say_what_the_whole_says(seed, repeat, pbc, triclinic, max_atoms,
     np.testing.assert_allclose(found, whole, rtol=1e-9, atol=1e-9)
 
 
+@given(st.integers(0, 1000), st.tuples(*[st.integers(1, 3)] * 3), st.tuples(*[st.booleans()] * 3), st.booleans())
+@settings(max_examples=20)
+def test_around_finds_what_a_neighbour_list_finds(seed, repeat, pbc, triclinic):
+    atoms = crystal(seed, repeat, pbc, triclinic)
+    slabs = SlabDecomposition(atoms.positions, atoms.cell.array, atoms.pbc, cutoff=CUTOFF, layers=1, max_atoms=50)
+    i, j, vectors = neighbour_list("ijD", atoms, 4.1)
+    atom = seed % len(atoms)
+    found, to = slabs.around(atom, 4.1)
+    assert found[0] == atom
+    assert sorted(found[1:]) == sorted(j[i == atom])
+    key = np.lexsort(vectors[i == atom].round(6).T)
+    np.testing.assert_allclose(to[1:][np.lexsort(to[1:].round(6).T)], vectors[i == atom][key], atol=1e-6)
+
+
 def test_a_thinner_halo_would_be_noticed():
     """The law above is not true by accident: without the outer zone it fails."""
     atoms = crystal(0, (4, 4, 4), (True, True, True), triclinic=False)

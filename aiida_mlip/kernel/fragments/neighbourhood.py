@@ -63,7 +63,8 @@ def neighbourhood(
     heights = 1 / np.linalg.norm(inverse, axis=0)
     # wrapped to [-1/2, 1/2), an atom's images within the radius are at most so many cells away
     reach = [range(-n, n + 1) for n in np.ceil(radius / heights + 0.5).astype(int)]
-    shifts = np.array(list(product(*reach)), dtype=float).reshape(-1, len(periodic)) @ cell[periodic]
+    images = list(product(*reach))
+    shifts = np.array(images, dtype=float).reshape(len(images), len(periodic)) @ cell[periodic]
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for start in range(0, len(positions), _CHUNK):
         vectors = positions[start : start + _CHUNK] - point
