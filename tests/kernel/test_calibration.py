@@ -166,6 +166,9 @@ def test_scores_are_those_of_other_libraries() -> None:
     assert auroc(x, flags) == pytest.approx(pairs.mean())
     sigma = rng.uniform(0.5, 2.0, size=300)
     assert normal_nll(np.abs(y), sigma, components=1) == pytest.approx(-norm.logpdf(y, scale=sigma).mean())
+    vectors = sigma[:, None] * rng.normal(size=(300, 3))
+    found = normal_nll(np.linalg.norm(vectors, axis=1), sigma, components=3)
+    assert found == pytest.approx(-norm.logpdf(vectors, scale=sigma[:, None]).mean())
 
 
 def test_scores_that_do_not_exist() -> None:
