@@ -235,6 +235,9 @@ def _builder(job: GenerateJob) -> Any:  # Any: a ProcessBuilder
     inputs: dict[str, Any] = {"max_concurrent": job.max_concurrent, "options": job.options or None}
     if job.potential is not None:
         inputs["potential"] = load_typed(str(job.potential), PotentialData, "potential")
+    if job.committee:
+        members = job.committee.items()
+        inputs["committee"] = {name: load_typed(str(value), PotentialData, "potential") for name, value in members}
     if job.reference is not None:
         inputs["reference"] = load_typed(str(job.reference), DatasetData, "dataset")
     if job.imports:

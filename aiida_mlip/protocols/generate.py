@@ -78,6 +78,7 @@ class GenerateJob(SpecModel):
     :param codes: labels of AiiDA codes: ``pw``, ``metadynamics``, ``explore``, as the steps need them.
     :param fidelities: levels of theory of aimd steps, and of the estimate of costs.
     :param potential: pk, uuid or label of a potential.
+    :param committee: pk, uuid or label of the other members of its committee, by any name, for steps with a watch.
     :param imports: pk, uuid or label of a dataset, by the name that import steps use.
     :param reference: pk, uuid or label of the dataset whose coverage the summary states.
     :param options: of the jobs of all codes, or by code.
@@ -92,6 +93,7 @@ class GenerateJob(SpecModel):
     codes: dict[str, str] = {}
     fidelities: dict[str, dict[str, Any]] = {}
     potential: str | int | None = None
+    committee: dict[str, str | int] = {}
     imports: dict[str, str | int] = {}
     reference: str | int | None = None
     options: dict[str, Any] = {}

@@ -187,7 +187,7 @@ def _explore_reader(kind: str, section_keys: Sequence[str], fold: Callable[[dict
             code="explore",
             settings=values,
             per_parent=FRAMES_OF_A_PATH if kind == "relax" else spec.replicas * _recorded(spec),
-            has_forces=spec.forces is not None,
+            has_forces=spec.forces is not None or (spec.lammps is not None and bool(spec.lammps.pair_commands)),
             engine_input=text,
         )
 
@@ -237,7 +237,7 @@ STAGES: Final[dict[str, Stage]] = {
         keys=("protocol", "engine_input", *(key for key in MetadynamicsSpec.model_fields if key != "seed")),
         read=_read_metadynamics,
     ),
-    "md": _explore_stage("md", ("timestep_fs", "schedule", *_SEGMENT_KEYS), _one_segment),
+    "md": _explore_stage("md", ("timestep_fs", "schedule", "uncertainty", *_SEGMENT_KEYS), _one_segment),
     "melt_quench": _explore_stage("md", ("timestep_fs", *_QUENCH_KEYS), _quench),
     "relax": _explore_stage("relax", tuple(Relaxation.model_fields), dict),
     "monte_carlo": _explore_stage("monte_carlo", tuple(MonteCarlo.model_fields), dict),

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from aiida import orm
-from aiida.engine import ExitCode, if_, while_
-from aiida.plugins import WorkflowFactory
+from aiida.engine import ExitCode, WorkChain, if_, while_
 
 from aiida_mlip.calculations.functions.generate import generate
 from aiida_mlip.calculations.functions.generate_stages import (
@@ -18,20 +17,24 @@ from aiida_mlip.calculations.functions.generate_stages import (
     take_parents,
 )
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.extras import FAILED_STEPS
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.kernel.generate import SEEDS
 from aiida_mlip.protocols.generate import AnyStep, parse_generate, stage_steps
 from aiida_mlip.protocols.model import merged_protocol
 from aiida_mlip.protocols.stages import StageStep
+from aiida_mlip.workchains.aimd import AimdWorkChain
 from aiida_mlip.workchains.early_resume import EarlyResumeWorkChain
-from aiida_mlip.workchains.generate_inputs import validate_generate_inputs, validate_spec_node
+from aiida_mlip.workchains.explore import ExploreWorkChain
+from aiida_mlip.workchains.generate_inputs import inputs_of_run, validate_generate_inputs, validate_spec_node
 from aiida_mlip.workchains.label_inputs import resolved_fidelities
+from aiida_mlip.workchains.metadynamics import MetadynamicsWorkChain
 
 #: Code of a stage -> its workchain.
-_CHILDREN: Final[Mapping[str, str]] = {
-    "pw": "aiida_mlip.aimd",
-    "metadynamics": "aiida_mlip.metadynamics",
-    "explore": "aiida_mlip.explore",
+_CHILDREN: Final[Mapping[str, type[WorkChain]]] = {
+    "pw": AimdWorkChain,
+    "metadynamics": MetadynamicsWorkChain,
+    "explore": ExploreWorkChain,
 }
 #: What a child takes from the plan, by port; each as far as the plan has it.
 _PLANNED_PORTS: Final[tuple[str, ...]] = ("settings", "fidelities", "seed", "spec", "engine_input", "options")
@@ -71,6 +74,13 @@ class GenerateWorkChain(EarlyResumeWorkChain):
             valid_type=PotentialData,
             required=False,
             help="Potential of the stages that name no calculator. Their jobs execute code of its package.",
+        )
+        spec.input_namespace(
+            "committee",
+            valid_type=PotentialData,
+            required=False,
+            dynamic=True,
+            help="Other members of the potential's committee, for steps with a watch on its error.",
         )
         spec.input(
             "fidelities",
@@ -150,7 +160,8 @@ class GenerateWorkChain(EarlyResumeWorkChain):
         :param cells: further seeds.
         :param codes: of the stages: those that no step needs are left out.
         :param fidelities: levels of theory of aimd steps; cutoffs left out are taken from the family.
-        :param inputs: further ports: ``potential``, ``imports``, ``reference``, ``options``, ``max_concurrent``.
+        :param inputs: further ports: ``potential``, ``committee``, ``imports``, ``reference``, ``options``,
+            ``max_concurrent``.
         :raises InvalidInputError: unknown protocol, generator or key.
         """
         settings = merged_protocol("generate", protocol, overrides)
@@ -174,7 +185,11 @@ class GenerateWorkChain(EarlyResumeWorkChain):
             builder.fidelities = orm.Dict(resolved_fidelities(fidelities, sorted(species), protocol=protocol))
         for name, value in inputs.items():
             if value is not None:
-                builder[name] = value if isinstance(value, orm.Data) or name == "imports" else orm.to_aiida_type(value)
+                builder[name] = (
+                    value
+                    if isinstance(value, orm.Data) or name in ("imports", "committee")
+                    else orm.to_aiida_type(value)
+                )
         return builder
 
     # -- steps -------------------------------------------------------------------------------------------------
@@ -254,7 +269,7 @@ class GenerateWorkChain(EarlyResumeWorkChain):
             if node.is_finished_ok:
                 self.ctx.ended[key] = [0, ""]
             else:
-                message = node.exit_message or str(node.process_state)
+                message = node.exit_message or node.process_state.value
                 self._fail(int(key), f"{node.process_label}<{node.pk}>: {message}", node.exit_status or 999)
 
     def join(self) -> ExitCode | None:
@@ -373,11 +388,11 @@ class GenerateWorkChain(EarlyResumeWorkChain):
                 inputs[port] = planned[f"{port}_{index:02d}"]
         if step.job.code == "pw" and "max_concurrent" in self.inputs:
             inputs["max_concurrent"] = self.inputs.max_concurrent
-        if step.job.code != "pw" and not step.job.has_forces:
-            inputs["potential"] = self.inputs.potential
+        if step.job.code != "pw":
+            inputs |= inputs_of_run(step, self.inputs)
         metadata = {"label": step.name, "call_link_label": child_label(index, step)}
         try:
-            child = self.submit(WorkflowFactory(_CHILDREN[step.job.code]), **inputs, metadata=metadata)
+            child = self.submit(_CHILDREN[step.job.code], **inputs, metadata=metadata)
         except ValueError as error:  # a port's validator
             self._fail(index, str(error), 201)
             return
@@ -387,6 +402,8 @@ class GenerateWorkChain(EarlyResumeWorkChain):
     def _fail(self, index: int, message: str, status: int) -> None:
         """Note that a step did not end well."""
         self.ctx.ended[str(index)] = [status, message]
+        failed = {key: value for key, value in self.ctx.ended.items() if value[0]}
+        self.node.base.extras.set(FAILED_STEPS, failed)
         self.report(f"step {self._steps[index].name!r} did not end well [{status}]: {message}")
 
     def _problems(self) -> str:

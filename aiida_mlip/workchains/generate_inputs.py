@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiida import orm
 from ase.data import chemical_symbols
 
+from aiida_mlip.calculations.dynamics_inputs import check_potential
+from aiida_mlip.calculations.explore import validate_explore_inputs
 from aiida_mlip.calculations.functions.generate import seed_frames
-from aiida_mlip.calculations.functions.generate_stages import CODES, merged_settings, options_by_code
-from aiida_mlip.calculations.metadynamics import MetadynamicsCalculation
+from aiida_mlip.calculations.functions.generate_stages import CODES, distinct, merged_settings, options_by_code
+from aiida_mlip.calculations.metadynamics import MetadynamicsCalculation, validate_metadynamics_inputs
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import InvalidInputError, MlipError, ProtocolError
-from aiida_mlip.io.explore import ExploreSpec
-from aiida_mlip.io.metadynamics import MetadynamicsSpec
 from aiida_mlip.kernel.frames import Frames, concatenate
 from aiida_mlip.kernel.generate import SEEDS, Step, check_steps
 from aiida_mlip.kernel.generators import GENERATORS
 from aiida_mlip.kernel.generators.random_structure import parse_composition
 from aiida_mlip.kernel.geometry_checks import check_geometries
-from aiida_mlip.protocols import explore, metadynamics
 from aiida_mlip.protocols.fidelity import QeFidelity, parse_fidelities
 from aiida_mlip.protocols.generate import AnyStep, parse_generate, stage_steps
 from aiida_mlip.protocols.model import check_name
@@ -58,6 +59,8 @@ def _check(inputs: Mapping[str, Any]) -> None:
         check_geometries(seeds, source="structures")
     imports = inputs.get("imports") or {}
     _check_imports(stages, imports)
+    if inputs.get("committee") and "potential" not in inputs:
+        raise ProtocolError("committee: the input `potential`, whose other members it is, is not given")
     given = {step.name: len(imports[step.job.dataset]) for step in stages.values() if step.job.dataset}
     checked = [step for step in steps if step.name not in given]
     if checked or not given:
@@ -73,9 +76,9 @@ def _check(inputs: Mapping[str, Any]) -> None:
             _check_level(step, inputs, _known_species(steps, known, step), where)
         elif step.job.code:
             try:
-                _check_run(step, inputs, known.get(step.name), _known_species(steps, known, step), where)
+                _check_run(step, inputs, known.get(step.name), _known_species(steps, known, step))
             except MlipError as error:
-                message = without_sections(str(error), where)
+                message = without_sections(re.sub(r"^spec(?=\.)", where, str(error)), where)
                 raise ProtocolError(message if message.startswith(where) else f"{where}: {message}") from error
     _check_settings(stages, inputs, keep_seeds)
     _check_all_options(stages, inputs)
@@ -124,27 +127,32 @@ def _check_level(step: StageStep, inputs: Mapping[str, Any], species: Sequence[s
     check_pseudos(level, list(species), f"fidelities.{name}")
 
 
-def _check_run(
-    step: StageStep, inputs: Mapping[str, Any], frames: Frames | None, species: Sequence[str], where: str
-) -> None:
+def _check_run(step: StageStep, inputs: Mapping[str, Any], frames: Frames | None, species: Sequence[str]) -> None:
     """A run with a potential or calculator, as far as its structures are known."""
     job = step.job
-    spec: ExploreSpec | MetadynamicsSpec
-    spec = (ExploreSpec if job.code == "explore" else MetadynamicsSpec).model_validate(dict(job.settings))
-    if not job.has_forces:
-        inputs["potential"].check_species(list(species))
-        names = list(inputs["potential"].fidelities)
-        if spec.fidelity is None and len(names) > 1:
-            raise ProtocolError(f"{where}.fidelity: missing, the potential knows several: {names}")
-        if spec.fidelity is not None:
-            check_name("fidelity", spec.fidelity, names, where=f"{where}.fidelity")
-    if frames is None:
-        return
-    if isinstance(spec, ExploreSpec):
-        explore.check_against_structures(spec, frames, engine_input=job.engine_input, where=where)
-    else:
-        natoms = frames.natoms.tolist()
-        metadynamics.check_against_structures(spec, natoms, engine_input=job.engine_input, where=where)
+    if frames is not None:
+        given: dict[str, Any] = {
+            "structures": DatasetData.from_frames(distinct(frames)),
+            "spec": orm.Dict(dict(job.settings)),
+            **inputs_of_run(step, inputs),
+        }
+        if job.engine_input is not None:
+            given["engine_input"] = orm.SinglefileData(io.BytesIO(job.engine_input.encode()))
+        validate = validate_explore_inputs if job.code == "explore" else validate_metadynamics_inputs
+        if problem := validate(given, None):
+            raise ProtocolError(problem)
+    elif not job.has_forces:
+        fidelity = job.settings.get("fidelity")
+        if problem := check_potential(inputs["potential"], fidelity, species):
+            raise ProtocolError(problem)
+
+
+def inputs_of_run(step: StageStep, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Potential and committee, as far as a run takes them."""
+    if step.job.has_forces or "potential" not in inputs:
+        return {}
+    watched = step.job.settings.get("watch") is not None and inputs.get("committee")
+    return {"potential": inputs["potential"], **({"committee": dict(inputs["committee"])} if watched else {})}
 
 
 def _known_frames(

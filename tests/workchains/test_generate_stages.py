@@ -230,6 +230,8 @@ def test_a_step_that_fails_takes_along_only_those_that_start_from_it(codes, copp
     assert table["broken"]["exit_status"] == 310
     assert "no_such_package" in table["broken"]["message"]
     assert table["tight"]["exit_status"] == 310
+    assert (table["swaps"]["process"], table["swaps"]["exit_status"]) == (None, 201)
+    assert table["orphan"]["message"] == "not run: broken made no frames"
     assert len(results["dataset"]) == 6
     assert audit(node).passed, audit(node).orphans
 
@@ -329,7 +331,13 @@ def test_a_potential_must_cover_what_a_step_meets(toy_package, codes, copper, ai
         given = {"imports": {"known": copper}} if first is IMPORT else {}
         with pytest.raises(ValueError, match=missing):
             run([first, {**RELAX, "parents": first["generator"]}], codes=codes, potential=potential, **given)
-    # what a level of theory is called must be known to the potential
+    # only a potential that has been graded can be watched, or followed to where it is uncertain
     silicon = DatasetData.from_frames(from_ase([bulk("Si")]))
-    with pytest.raises(ValueError, match=r"spec.steps\[0\].fidelity: unknown fidelity 'pbe'"):
+    watched = {"generator": "md", "n_steps": 50, "temperature_k": 300, "watch": {}}
+    with pytest.raises(ValueError, match=r"spec.steps\[0\].watch: the potential .* has no grades"):
+        run([watched], codes=codes, potential=potential, structures=silicon)
+    with pytest.raises(ValueError, match="committee: the input `potential`"):
+        run([{**watched, "forces": EMT_FORCES}], codes=codes, committee={"other": potential}, structures=silicon)
+    # what a level of theory is called must be known to the potential
+    with pytest.raises(ValueError, match=r"spec.steps\[0\].fidelity: 'pbe' is none of the potential's"):
         run([{"generator": "relax", "fidelity": "pbe"}], codes=codes, potential=potential, structures=silicon)

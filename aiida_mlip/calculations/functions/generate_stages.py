@@ -16,6 +16,7 @@ from aiida.engine import ExitCode, Process, calcfunction
 
 from aiida_mlip.calculations.functions.generate import plain, seed_frames
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.extras import FAILED_STEPS
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.coverage import coverage, reference_space
 from aiida_mlip.kernel.frames import Frames, concatenate, id_bytes
@@ -192,15 +193,14 @@ def origins_of_steps(caller: orm.ProcessNode | None, frames: Mapping[int, Datase
     for index, node in frames.items():
         creator = node.creator
         found[index] = {"process": None if creator is None else creator.uuid, "exit_status": 0, "message": ""}
-    called = [] if caller is None else caller.base.links.get_outgoing(node_class=orm.ProcessNode).all()
-    for link in called:
+    if caller is None:
+        return found
+    for link in caller.base.links.get_outgoing(node_class=orm.ProcessNode).all():
         label = link.link_label.split("_")
         if label[0] == "step" and len(label) > 2 and isinstance(link.node, orm.WorkflowNode):
-            status, message = link.node.exit_status, link.node.exit_message or ""
-            found[int(label[1])] = {"process": link.node.uuid, "exit_status": status, "message": message}
-        elif label[0] == "generate" and "report" in link.node.outputs:
-            for number, message in link.node.outputs.report["problems"].items():
-                found[int(number)] = {"process": link.node.uuid, "exit_status": 310, "message": message}
+            found[int(label[1])] = {"process": link.node.uuid, "exit_status": 0, "message": ""}
+    for number, (status, message) in caller.base.extras.get(FAILED_STEPS, {}).items():
+        found[int(number)] = {"process": None, **found.get(int(number), {}), "exit_status": status, "message": message}
     return found
 
 
