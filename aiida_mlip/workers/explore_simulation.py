@@ -316,7 +316,7 @@ class Simulation:
         report.seconds = round(self.clock.seconds, 3)
         if self._steps_done:
             report.seconds_per_step = round(report.seconds / self._steps_done, 6)
-        if self._trusted or any(run.stopped_by in _GOES_ON for run in report.runs):
+        if any(run.stopped_by not in _DONE for run in report.runs):
             replace_file(folder / CHECKPOINT_FILE, write_checkpoint(report, self._trusted))
         else:
             (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
