@@ -79,7 +79,11 @@ class DevelopWorkChain(WorkChain):
         spec.exit_code(301, "ERROR_LABEL_FAILED", message="No usable labels were computed.")
         spec.exit_code(302, "ERROR_TRAIN_FAILED", message="No potential was trained.")
         spec.exit_code(400, "ERROR_LABEL_INCOMPLETE", message="More labels failed than allowed; the rest is returned.")
-        spec.exit_code(401, "ERROR_TRAIN_INCOMPLETE", message="Some potentials failed to train; the rest is returned.")
+        spec.exit_code(
+            401,
+            "ERROR_TRAIN_INCOMPLETE",
+            message="Some potentials could not be trained, evaluated or judged; what there is is returned.",
+        )
         spec.exit_code(500, "ERROR_TARGET_NOT_MET", message="The potential misses its targets: {missed}")
 
     @classmethod
