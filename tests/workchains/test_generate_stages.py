@@ -337,7 +337,7 @@ def test_a_potential_must_cover_what_a_step_meets(toy_package, codes, copper, ai
     with pytest.raises(ValueError, match=r"spec.steps\[0\].watch: the potential .* has no grades"):
         run([watched], codes=codes, potential=potential, structures=silicon)
     with pytest.raises(ValueError, match="committee: the input `potential`"):
-        run([{**watched, "forces": EMT_FORCES}], codes=codes, committee={"other": potential}, structures=silicon)
+        run([{**watched, "watch": None, "forces": EMT_FORCES}], codes=codes, committee={"other": potential}, structures=silicon)
     # what a level of theory is called must be known to the potential
     with pytest.raises(ValueError, match=r"spec.steps\[0\].fidelity: 'pbe' is none of the potential's"):
         run([{"generator": "relax", "fidelity": "pbe"}], codes=codes, potential=potential, structures=silicon)
