@@ -6,6 +6,8 @@ import json
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.stats import norm, spearmanr
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
@@ -65,6 +67,24 @@ def test_exchangeable_split_keeps_its_promise(n: int) -> None:
     assert found.bound(u[test], np.full(n, 14)).tolist() == (scale * u[test]).tolist()
     assert abs(coverage[0] - 0.9) <= 3 * np.sqrt(0.09 / n)
     assert abs(np.mean(coverage) - 0.9) <= 3 * np.sqrt(0.09 / n / 20 * 1.05)
+
+
+@given(units=st.floats(0.01, 100.0), factor=st.floats(0.1, 10.0), seed=st.integers(0, 1000))
+@settings(max_examples=20)
+def test_units_of_forces_and_of_the_deviation_carry_over(units: float, factor: float, seed: int) -> None:
+    """All forces in another unit: the same scales, the error in that unit. A deviation off by a factor: s / factor."""
+    u, error = synthetic(300, seed=seed)
+    numbers = np.tile([29, 79, 29], 100)
+    found = calibrate(u, error, numbers)
+    other = calibrate(units * u, units * error, numbers)
+    off = calibrate(factor * u, error, numbers)
+    assert other.scale == pytest.approx(found.scale)
+    assert other.force_rmse_validation == pytest.approx(units * found.force_rmse_validation)
+    assert off.scale == pytest.approx({symbol: scale / factor for symbol, scale in found.scale.items()})
+    for name in ("spearman", "auroc", "miscalibration_area", "ence"):
+        assert other.metrics[name] == pytest.approx(found.metrics[name], abs=1e-6), name
+        assert off.metrics[name] == pytest.approx(found.metrics[name], abs=1e-6), name
+    assert other.metrics["coverage"] == found.metrics["coverage"]
 
 
 def test_each_element_has_its_own_scale() -> None:
