@@ -337,7 +337,52 @@ def test_a_potential_must_cover_what_a_step_meets(toy_package, codes, copper, ai
     with pytest.raises(ValueError, match=r"spec.steps\[0\].watch: the potential .* has no grades"):
         run([watched], codes=codes, potential=potential, structures=silicon)
     with pytest.raises(ValueError, match="committee: the input `potential`"):
-        run([{**watched, "watch": None, "forces": EMT_FORCES}], codes=codes, committee={"other": potential}, structures=silicon)
+        run(
+            [{**watched, "watch": None, "forces": EMT_FORCES}],
+            codes=codes,
+            committee={"other": potential},
+            structures=silicon,
+        )
     # what a level of theory is called must be known to the potential
     with pytest.raises(ValueError, match=r"spec.steps\[0\].fidelity: 'pbe' is none of the potential's"):
         run([{"generator": "relax", "fidelity": "pbe"}], codes=codes, potential=potential, structures=silicon)
+
+
+def test_a_potential_drives_stages(toy_package, codes):
+    from aiida_mlip.data.potential import PotentialData
+
+    potential = PotentialData.import_package(toy_package, engine="nequip", fidelities=["lj"]).store()
+    carbide = bulk("SiC", "zincblende", a=4.4, cubic=True)
+    carbide.rattle(0.05, seed=1)
+    seeds = DatasetData.from_frames(from_ase([carbide]))
+    steps = [{"generator": "md", "n_steps": 4, "record_every": 2, "temperature_k": 50}]
+    results, node = run(steps, structures=seeds, codes={"explore": codes["explore"]}, potential=potential)
+    assert node.is_finished_ok, node.exit_message
+    assert len(results["dataset"]) == 2
+    assert children(node)["step_00_md"].inputs.potential == potential
+    assert audit(node).passed
+
+
+@pytest.mark.usefixtures("pseudo_family")
+def test_develop_hands_on_what_stages_need(codes, label_code, train_code, evaluate_code, silicon, copper):
+    from aiida_mlip.workchains.develop import DevelopWorkChain
+
+    def build(**more):
+        return DevelopWorkChain.get_builder_from_protocol(
+            silicon,
+            codes={"ase": label_code, "train": train_code, "evaluate": evaluate_code, **more},
+            fidelities=LDA,
+            protocol="fast",
+            overrides={"generate": {"steps": [AIMD, {**IMPORT, "keep": False}]}},
+            generate_inputs={"imports": {"known": copper}, "options": {"pw": {"max_wallclock_seconds": 99}}},
+        )
+
+    builder = build(pw=codes["pw"], explore=codes["explore"])
+    assert dict(builder.generate.codes) == {"pw": codes["pw"]}  # no step needs the other
+    assert builder.generate.fidelities["lda"]["ecutwfc_ry"] == 12
+    assert builder.generate.options["pw"]["max_wallclock_seconds"] == 99
+    assert builder.generate.imports["known"] == copper
+    before = orm.QueryBuilder().append(orm.Node).count()
+    with pytest.raises(ValueError, match=r"spec.steps\[0\] \(aimd\): needs the input `codes.pw`"):
+        run_get_node(build())
+    assert orm.QueryBuilder().append(orm.Node).count() == before
