@@ -5,7 +5,7 @@
 #   make test     the test suite, real pw.x, nequip-train and daemon included
 #   make check    lint, format, types, layers, dependencies, spelling: what CI runs
 #   make env      only the environment
-#   make bench    the benchmarks: prints the tables of docs/benchmarks.md (half an hour; use a quiet machine)
+#   make bench    the benchmarks: prints the tables of docs/benchmarks.md (an hour; use a quiet machine)
 #   make clean    removes .venv, .demo and the caches
 #
 # Variables: PYTHON (an interpreter >= 3.11), VENV.
@@ -66,6 +66,10 @@ bench: env
 	python benchmarks/bench_label_overhead.py 50
 	python benchmarks/bench_training_overhead.py
 	python benchmarks/bench_generators.py
+	python benchmarks/bench_watching.py
+	python benchmarks/bench_uncertainty.py
+	python benchmarks/bench_uncertainty_biased.py
+	python benchmarks/bench_selection_retrain.py
 	pytest -q -s --benchmark-enable benchmarks/bench_metadynamics.py
 
 clean:
