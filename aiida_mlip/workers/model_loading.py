@@ -185,7 +185,7 @@ def _load_eager(package: Path, device: str, derivatives: bool) -> LoadedModel:
         parameter.requires_grad_(False)
     if not derivatives:
         model.model.do_derivatives = False
-    loaded = _assemble(model, metadata, device)
+    loaded = assemble(model, metadata, device)
     return replace(loaded, feature_field=feature_field(model.irreps_out), derivatives=derivatives)
 
 
@@ -203,7 +203,7 @@ def _load_compiled(package: Path, digest: str, variant: _Variant) -> LoadedModel
             raise FileFormatError(f"{compiled}: cannot be loaded ({type(error).__name__}: {error})") from error
     single = variant.frames == "one"
     return replace(
-        _assemble(model, metadata, variant.device),
+        assemble(model, metadata, variant.device),
         smallest_batch=1 if single else 2,
         largest_batch=1 if single else None,
         feature_field=feature_field(dict.fromkeys(model.output_keys)) if variant.features else None,
@@ -224,7 +224,13 @@ def _compile(package: Path, compiled: Path, variant: _Variant) -> None:
     draft.replace(compiled)  # at once: another process sees a whole file or none
 
 
-def _assemble(model: Any, metadata: Mapping[str, Any], device: str) -> LoadedModel:
+def assemble(model: Any, metadata: Mapping[str, Any], device: str) -> LoadedModel:
+    """A model in memory, with what turns geometries into its input.
+
+    :param model: NequIP-framework model on the device, in evaluation mode.
+    :param metadata: of the model: type names and cutoffs.
+    :param device: ``cpu`` or ``cuda``.
+    """
     import torch
     from nequip.integrations.utils import basic_transforms
     from nequip.nn import graph_model

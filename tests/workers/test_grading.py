@@ -240,3 +240,55 @@ def test_package_with_grades(toy_package: Path, grades: Grades) -> None:
     )
     assert calculator.has_grades
     assert calculator.get_property("novelty", rattled(0)).shape == (8,)
+
+
+# -- other models ----------------------------------------------------------------------------------------------
+
+
+def test_model_that_wants_more_than_one_frame(model: LoadedModel, grades: Grades) -> None:
+    # as compiled for many: the frame goes in twice, the first answer counts
+    pair = PotentialCalculator(replace(model, smallest_batch=2, largest_batch=None), shifts={}, grades=grades)
+    single = PotentialCalculator(model, shifts={}, grades=grades)
+    atoms = rattled(7)
+    for name in ("energy", "forces", "stress", "novelty"):
+        np.testing.assert_allclose(pair.get_property(name, atoms), single.get_property(name, atoms), atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def two_levels() -> LoadedModel:
+    """Untrained model of two levels of theory, with a cutoff per pair of elements."""
+    import torch
+    from nequip.model import NequIPGNNModel
+
+    from aiida_mlip.workers.model_loading import assemble
+
+    model = NequIPGNNModel(
+        seed=1,
+        model_dtype="float64",
+        type_names=["Si", "C"],
+        r_max=4.0,
+        per_edge_type_cutoff={"Si": {"Si": 4.0, "C": 3.0}, "C": 2.5},
+        num_layers=2,
+        l_max=1,
+        num_features=4,
+        num_bessels=4,
+        radial_mlp_depth=1,
+        radial_mlp_width=8,
+        avg_num_neighbors=14.0,
+        per_type_energy_shifts={"Si": 0.0, "C": 0.0},
+        per_type_energy_scales=1.0,
+        categorical_graph_field_embed=[{"field": "dataset", "num_features": 4, "min": 0, "max": 1}],
+    )
+    model.eval()
+    return assemble(model, dict(model.metadata), str(torch.device("cpu")))
+
+
+def test_level_of_theory_and_cutoffs_per_pair(two_levels: LoadedModel) -> None:
+    atoms = rattled(8)
+    frames = from_ase([atoms, atoms])
+    reference = predict(two_levels, frames, fidelity=np.array([0, 1]))
+    assert abs(np.diff(reference.energy)[0]) > 1e-3
+    for level in (0, 1):
+        calculator = PotentialCalculator(two_levels, shifts={}, fidelity=level)
+        assert calculator.get_potential_energy(atoms) == pytest.approx(reference.energy[level], abs=1e-9)
+        np.testing.assert_allclose(calculator.forces(atoms), reference.forces[frames.atom_slice(level)], atol=1e-9)
