@@ -28,7 +28,13 @@ from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.kernel.metadynamics.walls import PairWall, temperature_limit
 from aiida_mlip.workers.explore_checkpoint import Trusted, read_checkpoint, write_checkpoint
 from aiida_mlip.workers.explore_engines import ExploreEngine, make_engine
-from aiida_mlip.workers.guarded_calculator import ForcesFailed, GuardedCalculator, PairDistanceReached
+from aiida_mlip.workers.guarded_calculator import (
+    FAR_AWAY,
+    NO_NEIGHBOURS,
+    ForcesFailed,
+    GuardedCalculator,
+    PairDistanceReached,
+)
 from aiida_mlip.workers.momenta import bare_atoms, kinetic_temperature, thermal_atoms
 from aiida_mlip.workers.run_files import Recorder, replace_file
 from aiida_mlip.workers.stopping import StopClock
@@ -179,12 +185,12 @@ class Simulation:
 
     def _is_sane(self, report: RunReport, atoms: Atoms) -> bool:
         """Whether the frame keeps all limits; if not, the report says why."""
-        if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.get_momenta()).all()):
-            return self._stop(report, "forces_failed", "positions or momenta are not finite: take a shorter timestep")
+        if not ((np.abs(atoms.positions) < FAR_AWAY).all() and np.isfinite(atoms.get_momenta()).all()):
+            return self._stop(report, "forces_failed", "atoms have run away: take a shorter timestep")
         geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
         try:
             ratio, i, j, distance = closest_pair(*geometry, self._limits)
-        except (SystemError, MemoryError, ValueError, np.linalg.LinAlgError) as error:
+        except NO_NEIGHBOURS as error:
             message = f"no neighbours can be found, atoms or cell have run away ({error})"
             return self._stop(report, "forces_failed", message)
         if ratio < 1:

@@ -18,6 +18,17 @@ from aiida_mlip.kernel.pair_list import PairList
 #: Å beyond the limit of distances that the list of near pairs reaches: little is that near, so a wide one is cheap.
 _SKIN: Final[float] = 0.6
 
+#: No atom of a sane simulation has a coordinate (Å) above this.
+FAR_AWAY: Final[float] = 1e6
+#: What a search of neighbours raises when the atoms are too far apart for its grid, or the cell is no cell.
+NO_NEIGHBOURS: Final[tuple[type[Exception], ...]] = (
+    SystemError,
+    RuntimeError,
+    MemoryError,
+    ValueError,
+    np.linalg.LinAlgError,
+)
+
 
 class PairDistanceReached(MlipError):  # noqa: N818 - not a failure of the program: the wall that ends a trajectory
     """Two atoms came closer than allowed."""
@@ -95,11 +106,11 @@ class GuardedCalculator(Calculator):  # type: ignore[misc]  # ASE ships no types
         :raises ForcesFailed: the base calculator raised, or its numbers are not finite.
         """
         geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
-        if not np.isfinite(atoms.positions).all():
-            raise ForcesFailed("positions are not finite: the dynamics is unstable, take a shorter timestep")
+        if not (np.abs(atoms.positions) < FAR_AWAY).all():  # NaN is not below it either
+            raise ForcesFailed("atoms have run away: the dynamics is unstable, take a shorter timestep")
         try:
             wall_energy, wall_forces, virial, ratio = self._evaluate_wall(*geometry)
-        except (SystemError, MemoryError, ValueError, np.linalg.LinAlgError) as error:
+        except NO_NEIGHBOURS as error:
             raise ForcesFailed(f"no neighbours can be found, atoms or cell have run away ({error})") from error
         if ratio < 1:
             raise PairDistanceReached(f"two atoms are at {ratio:.3f} of the smallest allowed distance")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 from ase import Atoms
 from ase.build import bulk, fcc111
 
@@ -147,3 +151,11 @@ def test_refused_with_these_structures(spec, structures, text, message):
 def test_displacements_alone_need_no_second_element():
     spec = parse_explore(resolved_spec(monte_carlo(moves="hybrid", swaps_per_cycle=0)))
     check_against_structures(spec, from_ase([CRYSTAL]))
+
+
+def test_examples_of_the_documentation_are_valid():
+    text = (Path(__file__).parents[2] / "docs" / "explore.md").read_text(encoding="utf-8")
+    examples = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    found = [parse_explore(resolved_spec(example)) for example in examples]
+    assert {spec.kind for spec in found} == {"md", "relax", "monte_carlo", "lammps"}
+    assert any(spec.watch is not None for spec in found)

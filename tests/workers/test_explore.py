@@ -514,9 +514,12 @@ def test_calculator_that_breaks_down_leaves_its_frames(tmp_path, kind):
     assert (run / "checkpoint.npz").exists()
 
 
-def test_timestep_that_is_too_long_is_a_result(tmp_path):
+@pytest.mark.parametrize("pbc", [True, False])
+def test_timestep_that_is_too_long_is_a_result(tmp_path, pbc):
     """Atoms that fly apart: whatever happens first ends the run, nothing raises, and no frame is garbage."""
-    run = prepare(tmp_path, [copper(1, 0.0)], **md({"n_steps": 3000, "temperature_k": 900}, timestep_fs=10.0))
+    atoms = copper(1, 0.0)
+    atoms.pbc = pbc
+    run = prepare(tmp_path, [atoms], **md({"n_steps": 3000, "temperature_k": 900}, timestep_fs=10.0))
     spec = json.loads((run / "input.json").read_text())
     spec["spec"]["forces"] = {"calculator": "exact_models.HarmonicWells", "arguments": {"stiffness": 4000.0}}
     (run / "input.json").write_text(json.dumps(spec))

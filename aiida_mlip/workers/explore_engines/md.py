@@ -75,8 +75,9 @@ class MolecularDynamicsEngine(Clocked):
         return step % record_every == 0 and step > self._keep_from
 
     def energy(self) -> float:
-        """Potential energy (eV)."""
-        return float(self._atoms.get_potential_energy())
+        """Potential energy (eV), without a bias."""
+        self._atoms.get_potential_energy()  # after a step of the barostat the geometry is new
+        return self._guard.base_energy
 
     def numbers(self) -> dict[str, Any]:
         """Drift of the energy where it should be constant; the volume where it is not."""
