@@ -90,6 +90,13 @@ def generate(
         if label:
             node.label = label
         console.print(summary_table(summary.get_dict(), caption=f"from Dict<{summary.pk}>"))
+        if reached := summary.get_dict().get("coverage"):
+            parts = ", ".join(f"{symbol} {share:.0%}" for symbol, share in reached["per_element"].items())
+            console.print(
+                f"coverage: {reached['fraction']:.0%} of the reference's environments ({parts}); {reached['novel']} "
+                "cells that it does not have",
+                soft_wrap=True,
+            )
         console.print(f"dataset: DatasetData<{node.pk}> {node.uuid}", soft_wrap=True)
         if cost_from is not None:
             from aiida_mlip.cli.generate_preview import print_cost_of

@@ -338,7 +338,8 @@ def test_stages_run_from_the_command_line(alloy, tmp_path, localhost):
     assert orm.QueryBuilder().append(orm.ProcessNode).count() == before
     job = STAGED.replace("  two: {engine: qe, pseudo_family: nobody, ecutwfc_ry: 12, occupations: fixed}\n", "")
     (tmp_path / "job.yaml").write_text(job)
-    output = invoke(*arguments, "--code", f"explore={code.full_label}", "--label", "mixed")
+    output = invoke(*arguments, "--code", f"explore={code.full_label}", "--label", "mixed", "--reference", alloy.pk)
+    assert "coverage: 100% of the reference's environments (Cu 100%, Au 100%)" in output  # it is imported as well
     node = orm.load_node(int(output.split("DatasetData<")[1].split(">")[0]))
     assert node.label == "mixed"
     assert node.base.attributes.get("fidelities")["emt"]["labelled"] == 3
