@@ -12,7 +12,7 @@ from aiida_mlip.kernel.frames import from_ase
 from aiida_mlip.kernel.uncertainty.grades import Grades, fit_grades
 from aiida_mlip.workers.force_source import PotentialCalculator
 from aiida_mlip.workers.inference import predict
-from aiida_mlip.workers.model_loading import load_model
+from aiida_mlip.workers.model_loading import LoadedModel, load_model
 from aiida_mlip.workers.uncertain_potential import UncertainPotential, UncertaintyBias
 from aiida_mlip.workers.uncertainty_measures import UncertaintyMeasure
 
@@ -33,8 +33,12 @@ def grades(toy_package) -> Grades:
     return fit_grades(predict(model, frames, features=True).features, frames.numbers, max_clusters=3)
 
 
-def potential(package, grades, measure="novelty", **keys) -> UncertainPotential:
-    model = load_model(package, device="cpu", features=True, derivatives=False)
+@pytest.fixture(scope="module")
+def model(toy_package) -> LoadedModel:
+    return load_model(toy_package, device="cpu", features=True, derivatives=False)
+
+
+def potential(model, grades, measure="novelty", **keys) -> UncertainPotential:
     settings = {"shifts": {"Si": -3.0}, "grades": grades, "measure": measure, "saturation": 4.0, **keys}
     return UncertainPotential(model, **settings)
 
@@ -43,11 +47,11 @@ def total(calculator: UncertainPotential, atoms: Atoms) -> float:
     return float(calculator.uncertain_step(atoms).per_atom.sum())
 
 
-def test_energy_forces_stress_and_novelty_are_those_of_the_plain_potential(toy_package, grades):
+def test_energy_forces_stress_and_novelty_are_those_of_the_plain_potential(model, toy_package, grades):
     plain = PotentialCalculator(
         load_model(toy_package, device="cpu", features=True), shifts={"Si": -3.0}, grades=grades
     )
-    uncertain = potential(toy_package, grades)
+    uncertain = potential(model, grades)
     atoms = crystal(3)
     for name in ("energy", "forces", "stress", "novelty"):
         np.testing.assert_allclose(
@@ -56,9 +60,9 @@ def test_energy_forces_stress_and_novelty_are_those_of_the_plain_potential(toy_p
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_forces_of_the_bias_are_its_derivative(toy_package, grades, measure):
+def test_forces_of_the_bias_are_its_derivative(model, grades, measure):
     atoms, tau = crystal(1), 0.7
-    bias = UncertaintyBias(potential(toy_package, grades, measure), tau)
+    bias = UncertaintyBias(potential(model, grades, measure), tau)
 
     def energy(moved: np.ndarray) -> float:
         return bias.evaluate(atoms.numbers, moved, atoms.cell.array, atoms.pbc).energy
@@ -75,9 +79,9 @@ def test_forces_of_the_bias_are_its_derivative(toy_package, grades, measure):
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_virial_of_the_bias_is_its_derivative_by_strain(toy_package, grades, measure):
+def test_virial_of_the_bias_is_its_derivative_by_strain(model, grades, measure):
     atoms = crystal(2)
-    bias = UncertaintyBias(potential(toy_package, grades, measure), 0.7)
+    bias = UncertaintyBias(potential(model, grades, measure), 0.7)
 
     def evaluate(strain: np.ndarray):
         change = np.eye(3) + strain
@@ -96,8 +100,8 @@ def test_virial_of_the_bias_is_its_derivative_by_strain(toy_package, grades, mea
 
 
 @pytest.mark.parametrize("measure", MEASURES)
-def test_uncertainty_knows_no_frame_of_reference(toy_package, grades, measure):
-    calculator, atoms = potential(toy_package, grades, measure), crystal(4)
+def test_uncertainty_knows_no_frame_of_reference(model, grades, measure):
+    calculator, atoms = potential(model, grades, measure), crystal(4)
     reference = calculator.uncertain_step(atoms).per_atom
     rng = np.random.default_rng(1)
 
@@ -116,8 +120,8 @@ def test_uncertainty_knows_no_frame_of_reference(toy_package, grades, measure):
     )
 
 
-def test_smooth_novelty_follows_the_grade_up_to_its_saturation(toy_package, grades):
-    calculator = potential(toy_package, grades, saturation=1e6)
+def test_smooth_novelty_follows_the_grade_up_to_its_saturation(model, grades):
+    calculator = potential(model, grades, saturation=1e6)
     for seed in range(3):
         step = calculator.uncertain_step(crystal(seed, 0.15))
         sharp = grades.novelty(step.features.numpy(), crystal().numbers)
@@ -126,7 +130,7 @@ def test_smooth_novelty_follows_the_grade_up_to_its_saturation(toy_package, grad
         excess = (step.per_atom**2 - sharp**2) * thresholds**2
         assert (excess > -1e-4 * thresholds**2).all()
         assert (excess < 2 * np.log(3) + 1e-4 * thresholds**2).all()
-    bounded = potential(toy_package, grades, saturation=0.5)
+    bounded = potential(model, grades, saturation=0.5)
     assert bounded.uncertain_step(crystal(0, 0.3)).per_atom.max() <= 0.5
 
 
@@ -145,8 +149,8 @@ def test_laplace_uncertainty_is_one_over_the_training_set(toy_package):
         assert np.sqrt(np.mean(values[frames.numbers == number] ** 2)) == pytest.approx(1.0, abs=0.02)
 
 
-def test_a_bias_follows_its_strength_without_a_new_call(toy_package, grades):
-    bias, atoms = UncertaintyBias(potential(toy_package, grades)), crystal(5)
+def test_a_bias_follows_its_strength_without_a_new_call(model, grades):
+    bias, atoms = UncertaintyBias(potential(model, grades)), crystal(5)
     geometry = (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
     assert bias.evaluate(*geometry).energy == 0.0
     first = bias.last
@@ -157,14 +161,14 @@ def test_a_bias_follows_its_strength_without_a_new_call(toy_package, grades):
     assert found.per_atom.sum() == pytest.approx(found.energy)
 
 
-def test_refusals(toy_package, grades):
+def test_refusals(model, toy_package, grades):
     only_silicon = Grades({14: grades.elements[14]})
     with pytest.raises(InvalidInputError, match="never trained on C"):
-        potential(toy_package, only_silicon).uncertain_step(crystal())
+        potential(model, only_silicon).uncertain_step(crystal())
     with pytest.raises(InvalidInputError, match="unknown measure 'entropy'; allowed are novelty, laplace"):
-        potential(toy_package, grades, "entropy")
+        potential(model, grades, "entropy")
     with pytest.raises(InvalidInputError, match="saturation must be positive"):
-        potential(toy_package, grades, saturation=0.0)
+        potential(model, grades, saturation=0.0)
     with pytest.raises(InvalidInputError, match="derivatives=False"):
         UncertainPotential(
             load_model(toy_package, device="cpu", features=True),
@@ -175,4 +179,4 @@ def test_refusals(toy_package, grades):
         )
     other = fit_grades(np.random.default_rng(0).normal(size=(90, 7)), np.full(90, 14))
     with pytest.raises(InvalidInputError, match="belong to another potential"):
-        potential(toy_package, other).uncertain_step(bulk("Si", cubic=True))
+        potential(model, other).uncertain_step(bulk("Si", cubic=True))
