@@ -9,12 +9,14 @@ from aiida_mlip.cli.nodes import load_profile
 from aiida_mlip.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rich.console import Console
 
     from aiida_mlip.data.dataset import DatasetData
     from aiida_mlip.data.label_costs import MeasuredLabels
     from aiida_mlip.kernel.frames import Frames
-    from aiida_mlip.protocols.generate import GenerateJob
+    from aiida_mlip.protocols.generate import AnyStep, GenerateJob
     from aiida_mlip.workchains.generate_preview import CostEstimate, Preview
 
 _SQUARE = (
@@ -37,10 +39,7 @@ def print_preview(job: GenerateJob, *, seeds: Frames | None, cost_from: str | No
     if job.imports:
         load_profile()
     imports = {name: node.frames() for name, node in import_nodes(job).items()} if job.imports else {}
-    for index, step in enumerate(steps):
-        name = getattr(getattr(step, "job", None), "dataset", "")
-        if name and name not in imports:
-            raise InvalidInputError(f"spec.steps[{index}].dataset: give the dataset: --import {name}=PK, or `imports`")
+    _check_imports(steps, imports)
     filters = parse_filters(job.spec)
     try:
         plan = preview(seeds, steps, seed=job.seed, keep_seeds=keep_seeds, filters=filters, imports=imports)
@@ -53,8 +52,38 @@ def print_preview(job: GenerateJob, *, seeds: Frames | None, cost_from: str | No
             "step of aimd after the equilibration (decorrelated thinning leaves fewer); filters will drop some",
             soft_wrap=True,
         )
+    for line in _still_needed(steps, job):
+        console.print(line, soft_wrap=True, markup=False)
     species = set(seeds.species if seeds is not None else ())
     _print_costs(plan, job, species, cost_from, console)
+
+
+def _check_imports(steps: Sequence[AnyStep], imports: Mapping[str, Frames]) -> None:
+    from aiida_mlip.protocols.generate import stage_steps
+
+    names = {step.job.dataset: index for index, step in stage_steps(steps).items() if step.job.dataset}
+    for name, index in names.items():
+        if name not in imports:
+            raise InvalidInputError(f"spec.steps[{index}].dataset: give the dataset: --import {name}=PK, or `imports`")
+    for name in imports:
+        if name not in names:
+            raise InvalidInputError(f"imports.{name}: no step imports it")
+
+
+def _still_needed(steps: Sequence[AnyStep], job: GenerateJob) -> list[str]:
+    """What a run of these steps needs and the job does not give."""
+    from aiida_mlip.protocols.generate import stage_steps
+
+    lines = []
+    for index, step in stage_steps(steps).items():
+        code, where = step.job.code, f"to run spec.steps[{index}] ({step.generator})"
+        if code and code not in job.codes:
+            lines.append(f"{where}: give a code, --code {code}=LABEL, or `codes`")
+        if code == "pw" and not job.fidelities:
+            lines.append(f"{where}: give its level of theory in `fidelities`")
+        if code not in ("", "pw") and not step.job.has_forces and job.potential is None:
+            lines.append(f"{where}: give `forces` in the step, or --potential")
+    return lines
 
 
 def print_cost_of(node: DatasetData, cost_from: str, *, console: Console) -> None:

@@ -315,6 +315,12 @@ def test_preview_of_stages_estimates_counts_and_cost_at_each_level(alloy, tmp_pa
     assert f"3 measured labels of dataset {alloy.pk} (4 to 12 atoms)" in text
     assert "the power 1.50 of the number of atoms, fitted" in text
     assert "DFT at two: labels of 30 frames; no measured label of this fidelity yet" in text
+    assert "give a code" not in text
+    assert "imports.other: no step imports it" in invoke(*arguments, "--import", f"other={alloy.pk}", code=1)
+    (tmp_path / "job.yaml").write_text(STAGED.replace("codes: {explore: aiida-mlip-explore@localhost}\n", ""))
+    needed = "to run spec.steps[1] (monte_carlo): give a code, --code explore=LABEL, or `codes`"
+    assert needed in invoke(*arguments)
+    (tmp_path / "job.yaml").write_text(STAGED)
     assert "give the dataset: --import known=PK" in invoke(
         "generate", "--spec", tmp_path / "job.yaml", "--preview", code=1
     )
