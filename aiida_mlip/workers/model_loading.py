@@ -20,6 +20,8 @@ from aiida_mlip.workers.compile_model import FEATURE_FIELDS, TARGETS, feature_fi
 
 #: Suffix of a model compiled for this machine.
 COMPILED_SUFFIX: Final[str] = ".nequip.pt2"
+#: Environment variable: folder where compiled models are kept for all jobs, instead of beside each package.
+COMPILED_FOLDER: Final[str] = "AIIDA_MLIP_COMPILED"
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,8 @@ def load_model(
 
     :param path: the package.
     :param device: ``auto``, ``cpu`` or ``cuda``.
-    :param mode: ``eager``, or ``compiled``: compile it for this machine beside the package, or reuse what was compiled.
+    :param mode: ``eager``, or ``compiled``: compile it for this machine, or reuse what was compiled. Its place is
+        beside the package, or in the folder that the environment variable AIIDA_MLIP_COMPILED names.
     :param expected_sha256: hexadecimal hash the file must have.
     :param features: per-atom features come with every call (an eager model always has them).
     :param frames: ``many`` or ``one`` per call; a compiled model for ``one`` spends nothing on a second (dynamics).
@@ -142,10 +145,11 @@ class _Variant:
         return ["--device", self.device, "--frames", self.frames, *(name for name, given in flags if given)]
 
     def file(self, package: Path, digest: str) -> Path:
-        """Its place beside the package; another package, machine, torch or nequip has another."""
+        """Its place; another package, machine, torch or nequip has another."""
         key = hashlib.sha256("\n".join([digest, *self.options, *_machine(self.device)]).encode()).hexdigest()[:10]
         parts = [self.device, self.frames, *(["features"] if self.features else []), key]
-        return package.with_name(f"{package.name.removesuffix('.nequip.zip')}-{'-'.join(parts)}{COMPILED_SUFFIX}")
+        folder = Path(os.environ.get(COMPILED_FOLDER) or package.parent)
+        return folder / f"{package.name.removesuffix('.nequip.zip')}-{'-'.join(parts)}{COMPILED_SUFFIX}"
 
 
 def _machine(device: str) -> list[str]:
@@ -213,6 +217,7 @@ def _load_compiled(package: Path, digest: str, variant: _Variant) -> LoadedModel
 
 def _compile(package: Path, compiled: Path, variant: _Variant) -> None:
     """Run ``nequip-compile`` of this environment; its product is specific to this machine."""
+    compiled.parent.mkdir(parents=True, exist_ok=True)
     draft = compiled.with_name(f".{os.getpid()}-{compiled.name}")
     print(f"compiling for {variant.device}: {compiled.name}", flush=True)
     command = [sys.executable, "-m", compile_model.__name__, str(package), str(draft), *variant.options]

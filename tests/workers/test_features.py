@@ -135,17 +135,23 @@ def test_model_without_features_says_so(model: LoadedModel, frames: Frames, toy_
 
 @pytest.mark.slow
 def test_compiled_model_gives_the_same_features(
-    toy_package: Path, model: LoadedModel, frames: Frames, tmp_path: Path
+    toy_package: Path, model: LoadedModel, frames: Frames, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    package = tmp_path / "m.nequip.zip"
-    shutil.copy(toy_package, package)
+    monkeypatch.setenv("AIIDA_MLIP_COMPILED", str(tmp_path / "kept"))
+    shutil.copy(toy_package, tmp_path / "m.nequip.zip")
+    (tmp_path / "other_job").mkdir()
+    shutil.copy(toy_package, tmp_path / "other_job" / "m.nequip.zip")
     reference = predict(model, frames, features=True)
-    compiled = load_model(package, device="cpu", mode="compiled", features=True, frames="one")
+    compiled = load_model(tmp_path / "m.nequip.zip", device="cpu", mode="compiled", features=True, frames="one")
     found = predict(compiled, frames, features=True)
     assert not found.failure.any()
     np.testing.assert_allclose(found.features, reference.features, atol=1e-9)
     np.testing.assert_allclose(found.forces, reference.forces, atol=1e-9)
     np.testing.assert_allclose(found.energy, reference.energy, atol=1e-9)
-    (made,) = tmp_path.glob("m-cpu-one-features-*.nequip.pt2")
-    load_model(package, device="cpu", mode="compiled", features=True, frames="one")
-    assert list(tmp_path.glob("*.pt2")) == [made]
+    (made,) = tmp_path.rglob("*.pt2")
+    assert made.parent.name == "kept"
+    assert made.name.startswith("m-cpu-one-features-")
+    stamp = made.stat().st_mtime_ns
+    load_model(tmp_path / "other_job" / "m.nequip.zip", device="cpu", mode="compiled", features=True, frames="one")
+    assert list(tmp_path.rglob("*.pt2")) == [made]
+    assert made.stat().st_mtime_ns == stamp
