@@ -23,6 +23,7 @@ from rich.live import Live
 from rich.table import Table
 
 from aiida_mlip.data.extras import EXPECTED_CALLS
+from aiida_mlip.errors import MlipError
 
 _TERMINATED = ("finished", "excepted", "killed")
 _REFRESH_SECONDS = 1.0
@@ -134,7 +135,10 @@ def watch(pk: int, *, console: Console | None = None, poll_seconds: float = _REF
 def run_with_progress(
     process: Any, *, console: Console | None = None
 ) -> tuple[dict[str, Any], orm.ProcessNode]:  # Any: a builder
-    """Run a builder in this process, showing its progress; returns outputs and process node."""
+    """Run a builder in this process, showing its progress; returns outputs and process node.
+
+    :raises MlipError: interrupted from the keyboard.
+    """
     from aiida.manage import get_manager
 
     # like `aiida.engine.run`: a runner of its own without communicator, so that no broker has to be up
@@ -150,7 +154,15 @@ def run_with_progress(
                 runner.loop.call_later(_REFRESH_SECONDS, refresh)
 
         runner.loop.call_later(_REFRESH_SECONDS, refresh)
-        results, node = runner.run_get_node(instance)
+        try:
+            results, node = runner.run_get_node(instance)
+        except Exception as error:
+            if not instance.killed():
+                raise
+            raise MlipError(
+                f"interrupted: process {pk} and what it was running were killed; what had ended stays in the profile "
+                f"(`verdi process show {pk}`). --submit hands a job to the daemon, which goes on by itself"
+            ) from error
         show(snapshot(pk), final=True)
     return results, node
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 
 import pytest
 from aiida import orm
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from aiida_mlip.cli import progress
 from aiida_mlip.data.extras import EXPECTED_CALLS
-from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.errors import InvalidInputError, MlipError
 
 pytestmark = pytest.mark.usefixtures("aiida_profile")
 
@@ -90,6 +92,29 @@ def test_progress_is_shown_while_running_and_the_result_is_the_same():
     _, node = progress.run_with_progress(builder(), console=Console(file=stream, width=100))
     assert node.is_finished_ok
     assert "label 2/4 (1 failed)" in stream.getvalue().splitlines()[-1]
+
+
+class Interrupted(WorkChain):
+    """Somebody presses Ctrl-C while its first step runs."""
+
+    @classmethod
+    def define(cls, spec):
+        super().define(spec)
+        spec.outline(cls.first, cls.second)
+
+    def first(self):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def second(self):
+        """Never reached."""
+        raise AssertionError("went on after an interrupt")
+
+
+def test_an_interrupt_is_a_message_and_the_process_is_killed():
+    with pytest.raises(MlipError, match=r"interrupted: process .* were killed"):
+        progress.run_with_progress(Interrupted.get_builder(), console=Console(file=io.StringIO()))
+    query = orm.QueryBuilder().append(orm.WorkChainNode, filters={"attributes.process_label": "Interrupted"})
+    assert query.one()[0].is_killed
 
 
 def test_a_process_that_does_not_exist_is_named():
