@@ -102,7 +102,7 @@ def load_model(
     :param expected_sha256: hexadecimal hash the file must have.
     :param features: per-atom features come with every call (an eager model always has them).
     :param frames: ``many`` or ``one`` per call; a compiled model for ``one`` spends nothing on a second (dynamics).
-    :param derivatives: False: energies (and features) only, at a third of the cost.
+    :param derivatives: False: energies (and features) only, at less than half the cost.
     :raises FileFormatError: truncated or changed, or no model that can be loaded.
     :raises InvalidInputError: unknown device or mode, or features of a model that has none.
     :raises ExternalProgramError: ``nequip-compile`` failed.
