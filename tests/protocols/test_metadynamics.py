@@ -83,6 +83,6 @@ def test_state_without_values_keeps_the_bias():
 def test_examples_of_the_documentation_are_valid():
     text = (Path(__file__).parents[2] / "docs" / "metadynamics.md").read_text()
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     for block in blocks:
         resolved_spec(yaml.safe_load(block))
