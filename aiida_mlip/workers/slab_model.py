@@ -143,14 +143,18 @@ def message_passing_layers(package: Path, loaded: LoadedModel | None = None) -> 
     :param loaded: the same model, loaded already; looked into when it is not compiled.
     :raises InvalidInputError: a model whose layers cannot be told.
     """
-    model = loaded
-    if model is None or not hasattr(model.call, "named_modules"):
-        model = load_model(package, device="cpu", mode="eager", derivatives=False)
-    modules = model.call.named_modules()  # type: ignore[attr-defined]  # a torch module
-    names = {name.rsplit(".", 1)[-1] for name, _ in modules}
+    found = 0 if loaded is None else _count_layers(loaded)
+    if not found:  # a compiled model has no parts to look at
+        found = _count_layers(load_model(package, device="cpu", mode="eager", derivatives=False))
+    if not found:
+        raise InvalidInputError(f"{package}: cannot tell how many message-passing layers it has; give 'layers'")
+    return found
+
+
+def _count_layers(model: LoadedModel) -> int:
+    """Message-passing layers by the names of a model's parts; 0 where there are none to tell."""
+    parts: Any = getattr(model.call, "named_modules", dict)()  # of a torch module
+    names = {name.rsplit(".", 1)[-1] for name, _ in parts}
     if model.feature_field == "edge_features" or "allegro" in names:
         return 1
-    layers = sum(name.startswith("layer") and name.endswith("_convnet") for name in names)
-    if not layers:
-        raise InvalidInputError(f"{package}: cannot tell how many message-passing layers it has; give 'layers'")
-    return layers
+    return sum(name.startswith("layer") and name.endswith("_convnet") for name in names)
