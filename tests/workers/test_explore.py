@@ -88,6 +88,17 @@ def test_constant_energy_stays_constant(tmp_path):
     assert np.ptp(series(run)["potential_energy_ev"]) / 32 > 5e-3
 
 
+def test_drift_is_that_of_the_last_segment_at_constant_energy(tmp_path):
+    constant = {"ensemble": "nve", "n_steps": 60}
+    heating = {"n_steps": 60, "temperature_k": 1500, "friction_per_ps": 100}
+    segments = ({**constant, "temperature_k": 100}, heating, constant)
+    run = prepare(tmp_path, [copper(1)], limits={"max_temperature_k": 9e4}, **md(*segments, timestep_fs=2.0))
+    assert main([str(run)]) == 0
+    # the energy differs by tenths of an eV between the two, not within them
+    assert abs(report(run).runs[0].numbers["energy_drift_ev_per_atom_ps"]) < 5e-3
+    assert np.ptp(total_energies(run, 4)) > 0.2
+
+
 def test_temperature_of_the_thermostat_and_its_fluctuations(tmp_path):
     """Canonical: the kinetic energy has mean 3/2 N kT and variance 3/2 N (kT)²; in wells the potential energy too."""
     atoms = copper(1, 0.0)
@@ -310,7 +321,7 @@ def test_a_deformation_of_ones_own(tmp_path):
 def test_barostat_of_lammps_feels_the_stress(tmp_path):
     """Without an integrator of ours: LAMMPS' own, at the pressure that the calculator's stress makes."""
     command = "fix own mobile npt temp ${temperature} ${temperature} 0.1 iso 100000 100000 0.2"
-    run = prepare(tmp_path, [copper(2, 0.0)], **lammps(400, integrate="none", commands=[command], temperature_k=30))
+    run = prepare(tmp_path, [copper(2, 0.0)], **lammps(300, integrate="none", commands=[command], temperature_k=30))
     assert main([str(run)]) == 0
     last = frames(run).to_ase(len(frames(run)) - 1)
     last.calc = EMT()

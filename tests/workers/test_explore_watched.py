@@ -156,3 +156,36 @@ def test_other_kinds_are_watched_too(tmp_path, source, kind):
         assert found.numbers["volume_ang3_per_atom"] > 1.02 * LATTICE_ANG**3 / 4
     else:
         assert found.stopped_by in ("finished", "converged", "not_converged")
+
+
+@pytest.mark.parametrize("kind", ["md", "relax"])
+def test_a_watched_run_that_is_interrupted_equals_one_that_is_not(tmp_path, source, kind):
+    """Every job is stopped as soon as it can be: at observed frames, so that each gets on."""
+    watch = {"every": 4, "novelty_select": 0.01, "novelty_stop": None}
+    keys = heated(watch=watch, record_every=6, selected_every=8)
+    keys["md"] = {"timestep_fs": 2.0, "schedule": [HEAT | {"n_steps": 14}]}
+    start = bulk("Cu", cubic=True, a=LATTICE_ANG).repeat((2, 1, 1))
+    start.rattle(0.05, seed=3)
+    if kind == "relax":
+        del keys["md"]
+        keys |= {"kind": "relax", "relax": {"max_steps": 14, "frame_displacement_ang": 10.0, "fmax_ev_per_ang": 1e-3}}
+    whole = prepare_watched(tmp_path / "whole", source, from_ase([start]), **keys)
+    assert main([str(whole)]) == 0
+    parts, steps, novelties = tmp_path / "parts", [], []
+    ends: list[str] = []
+    while "finished" not in ends and len(ends) < 10:
+        for name in ("grades.npz", "trajectory.npz", "series.npz", "selected.npz"):
+            (parts / name).unlink(missing_ok=True)
+        prepare_watched(parts, source, from_ase([start]), max_seconds=1e-6, **keys)
+        assert main([str(parts)]) == 0
+        if (parts / "grades.npz").exists():
+            with np.load(parts / "grades.npz") as arrays:
+                steps.append(arrays["step"])
+                novelties.append(arrays["novelty"])
+        ends.append(report(parts).status)
+    assert len(ends) >= 4
+    assert ends == ["walltime"] * (len(ends) - 1) + ["finished"]
+    with np.load(whole / "grades.npz") as arrays:
+        np.testing.assert_array_equal(np.concatenate(steps), arrays["step"])
+        np.testing.assert_allclose(np.concatenate(novelties), arrays["novelty"], rtol=1e-3)
+    assert report(parts).runs[0].selected == report(whole).runs[0].selected

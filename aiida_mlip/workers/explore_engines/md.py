@@ -52,6 +52,7 @@ class MolecularDynamicsEngine(Clocked):
         fixed = list(self._spec.fixed_atoms)
         atoms.set_constraint(FixAtoms(fixed) if fixed else None)
         atoms.calc = self._guard
+        self._constant = -1  # segment at constant energy that the following numbers are of
         self._times: list[float] = []
         self._totals: list[float] = []
 
@@ -65,7 +66,10 @@ class MolecularDynamicsEngine(Clocked):
             n = min(left, int(self._ends[index]) - self._step)
             self._integrate(segment, self._step - int(self._ends[index]) + segment.n_steps, n, rng)
             left -= n
-        if self._segments[int(np.searchsorted(self._ends, self._step, side="left"))].ensemble == "nve":
+        index = int(np.searchsorted(self._ends, self._step, side="left"))
+        if self._segments[index].ensemble == "nve":
+            if index != self._constant:  # another segment, at another energy
+                self._constant, self._times, self._totals = index, [], []
             self._times.append(self._step * self._settings.timestep_fs)
             self._totals.append(self.energy() + self._atoms.get_kinetic_energy())
         return n_steps
