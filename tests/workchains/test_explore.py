@@ -138,6 +138,7 @@ def test_exploration_that_cannot_start(builder):
 @pytest.mark.nequip
 def test_a_potential_with_grades_is_watched(localhost, toy_package):
     from aiida_mlip.data.potential import PotentialData
+    from aiida_mlip.kernel.calibration import calibrate
     from aiida_mlip.kernel.uncertainty.grades import fit_grades
     from aiida_mlip.workers.inference import predict
     from aiida_mlip.workers.model_loading import load_model
@@ -147,8 +148,12 @@ def test_a_potential_with_grades_is_watched(localhost, toy_package):
         atoms.rattle(0.01, seed=seed)
     known = from_ase(images)
     features = predict(load_model(toy_package, device="cpu", features=True), known, features=True).features
+    calibration = calibrate(np.linspace(0.1, 1, 50), np.linspace(0.1, 1, 50), np.full(50, 14))
     potential = PotentialData.import_package(
-        toy_package, fidelities=["lj"], statistics=fit_grades(features, known.numbers).arrays()
+        toy_package,
+        fidelities=["lj"],
+        statistics=fit_grades(features, known.numbers).arrays(),
+        calibration=calibration.as_dict(),
     )
     code = orm.InstalledCode(
         label="explore", computer=localhost, filepath_executable=str(PROGRAM), with_mpi=False
@@ -157,6 +162,7 @@ def test_a_potential_with_grades_is_watched(localhost, toy_package):
         code,
         DatasetData.from_frames(known.take([0])),
         potential=potential,
+        committee={"other": PotentialData.import_package(toy_package, fidelities=["lj"])},
         protocol="fast",
         overrides={**MD, "limits": {"min_distance_ang": 0.8, "max_temperature_k": 90_000}},
     )
@@ -166,6 +172,10 @@ def test_a_potential_with_grades_is_watched(localhost, toy_package):
     run = results["summary"]["runs"][0]
     assert run["stopped_by"] == "novelty"
     assert len(results["selected"]) == run["selected"] >= 1
+    # the other member is the same package: it was asked, and does not differ
+    error = results["grades"].get_array("error_ev_per_ang")
+    assert np.isfinite(error).any()
+    assert np.nanmax(error) < 1e-3
     assert audit(node).passed
     unwatched = ExploreWorkChain.get_builder_from_protocol(
         code, DatasetData.from_frames(known), potential=potential, overrides={**MD, "watch": None}
