@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiida_mlip.errors import ProtocolError
 from aiida_mlip.kernel.generate import check_steps
 from aiida_mlip.protocols.explore import parse_explore
-from aiida_mlip.protocols.generate import parse_generate, stage_steps
+from aiida_mlip.protocols.generate import GenerateJob, parse_generate, stage_steps
 from aiida_mlip.protocols.metadynamics import parse_metadynamics
+from aiida_mlip.protocols.model import validate_spec
 from aiida_mlip.protocols.stages import FRAMES_OF_A_PATH, STAGES
 
 EMT = {"calculator": "ase.calculators.emt.EMT"}
@@ -123,3 +127,15 @@ def test_seeds_of_children_depend_on_both_seeds_and_the_name_only(seed, own):
 
 def test_every_stage_has_a_code_but_the_import():
     assert {"import", "aimd", "metadynamics", "relax", "md", "melt_quench", "monte_carlo", "lammps"} == set(STAGES)
+
+
+def test_examples_and_documentation_are_valid():
+    root = Path(__file__).parents[2]
+    job = validate_spec(GenerateJob, yaml.safe_load((root / "examples" / "generate.yaml").read_text()), where="example")
+    steps, _ = parse_generate(job.spec)
+    assert {step.generator for step in steps} >= {"random_crystal", "relax", "monte_carlo", "metadynamics"}
+    assert (root / "examples" / job.structures[0]).is_file()
+    blocks = re.findall(r"```yaml\n(.*?)```", (root / "docs" / "generators.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        parse_generate(yaml.safe_load(block))
