@@ -67,6 +67,7 @@ bench: env
 	python benchmarks/bench_training_overhead.py
 	python benchmarks/bench_generators.py
 	python benchmarks/bench_watching.py
+	python benchmarks/bench_explore.py
 	python benchmarks/bench_uncertainty.py
 	python benchmarks/bench_uncertainty_biased.py
 	python benchmarks/bench_selection_retrain.py
