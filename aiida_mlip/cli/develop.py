@@ -23,16 +23,15 @@ def develop(job: Path, to_daemon: bool) -> None:
 
     The keys of the file are documented in aiida_mlip.protocols.develop; examples/silicon.yaml is one.
     """
-    from aiida.engine import submit
     from aiida.manage.configuration import load_profile
 
     load_profile()
-    from aiida_mlip.cli.progress import run_with_progress, watch
+    from aiida_mlip.cli.progress import run_with_progress, submit_to_daemon, watch
     from aiida_mlip.cli.results import print_results
 
     builder = _builder(_read(job), job.parent)
     if to_daemon:
-        node = submit(builder)
+        node = submit_to_daemon(builder)
         click.echo(f"submitted as {node.pk}; interrupting this leaves it alone: aiida-mlip status {node.pk} --watch")
         watch(node.pk)
     else:

@@ -82,7 +82,10 @@ def generate(
     load_profile()
     builder = _builder(job)
     if to_daemon:
-        _submit(builder)
+        from aiida_mlip.cli.progress import submit_to_daemon
+
+        pk = submit_to_daemon(builder).pk
+        click.echo(f"submitted as {pk}: aiida-mlip status {pk} --watch")
         return
     outputs, process = _run(builder)
     if "dataset" in outputs:
@@ -278,13 +281,3 @@ def _run(builder: Any) -> tuple[dict[str, Any], Any]:  # Any: a ProcessBuilder; 
         return run_with_progress(builder) if stages else run_get_node(builder)
     except ValueError as error:  # a port's validator
         raise InvalidInputError(_PORT.sub("", str(error))) from error
-
-
-def _submit(builder: Any) -> None:  # Any: a ProcessBuilder
-    from aiida.engine import submit
-
-    try:
-        node = submit(builder)
-    except ValueError as error:  # a port's validator
-        raise InvalidInputError(_PORT.sub("", str(error))) from error
-    click.echo(f"submitted as {node.pk}: aiida-mlip status {node.pk} --watch")

@@ -23,7 +23,7 @@ from rich.live import Live
 from rich.table import Table
 
 from aiida_mlip.data.extras import EXPECTED_CALLS
-from aiida_mlip.errors import MlipError
+from aiida_mlip.errors import InvalidInputError, MlipError
 
 _TERMINATED = ("finished", "excepted", "killed")
 _REFRESH_SECONDS = 1.0
@@ -167,6 +167,24 @@ def run_with_progress(
     return results, node
 
 
+def submit_to_daemon(process: Any) -> orm.ProcessNode:  # Any: a builder
+    """Hand a builder to the daemon.
+
+    :raises InvalidInputError: inputs that a port refuses, or no daemon that runs.
+    """
+    from aiida.common.exceptions import InvalidOperation
+    from aiida.engine import submit
+
+    try:
+        return submit(process)
+    except InvalidOperation as error:
+        raise InvalidInputError(
+            f"nothing was submitted, start the daemon first: verdi daemon start ({error})"
+        ) from error
+    except ValueError as error:  # a port's validator
+        raise InvalidInputError(str(error)) from error
+
+
 # -- reading nodes ------------------------------------------------------------------------------------------------
 
 _PROJECT = {
@@ -187,8 +205,6 @@ def _process(pk: int) -> dict[str, Any]:
     query = orm.QueryBuilder().append(orm.ProcessNode, filters={"id": pk}, project=list(_PROJECT.values()))
     rows = query.all()
     if not rows:
-        from aiida_mlip.errors import InvalidInputError
-
         raise InvalidInputError(f"there is no process with pk {pk} in this profile")
     return dict(zip(_PROJECT, rows[0], strict=True))
 

@@ -48,6 +48,13 @@ def test_setup_makes_everything_and_repeating_changes_nothing(bare_machine):
     assert "binding_policy=none" in said[2]
     assert said[3:] == ["6", "core.zeromq"]
 
+    spec = bare_machine.folder / "spec.yaml"
+    spec.write_text("steps: [{generator: dimer, species: [Si]}]")
+    done = bare_machine.call("aiida-mlip", "generate", "--spec", str(spec), "--submit")
+    assert done.returncode == 1
+    assert "start the daemon first: verdi daemon start" in done.stderr
+    assert "Traceback" not in done.stderr
+
 
 @pytest.mark.slow
 def test_dry_run_makes_nothing(bare_machine):
