@@ -20,8 +20,9 @@ from __future__ import annotations
 from typing import Any
 
 from aiida_mlip.errors import InvalidInputError, ProtocolError
+from aiida_mlip.kernel.label_cost import DEFAULT_POWER
 from aiida_mlip.kernel.sanity import SanityLimits
-from aiida_mlip.kernel.selection.costs import DEFAULT_EXPONENT, CostModel
+from aiida_mlip.kernel.selection.costs import CostModel
 from aiida_mlip.kernel.selection.duplicates import DEFAULT_EDGE
 from aiida_mlip.kernel.selection.frames import Method, SelectSettings
 from aiida_mlip.protocols.model import SpecModel, validate_spec
@@ -32,7 +33,7 @@ class CostSpec(SpecModel):
 
     core_hours: float
     natoms: int = 1
-    exponent: float = DEFAULT_EXPONENT
+    exponent: float = DEFAULT_POWER
 
 
 class SelectFilters(SpecModel):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from aiida_mlip.errors import InvalidInputError
-
-#: DFT of a few hundred atoms grows about with the square of their number.
-DEFAULT_EXPONENT: Final[float] = 2.0
+from aiida_mlip.kernel.label_cost import DEFAULT_POWER, fit_label_cost
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ class CostModel:
 
     core_hours: float
     natoms: int = 1
-    exponent: float = DEFAULT_EXPONENT
+    exponent: float = DEFAULT_POWER
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -41,19 +38,17 @@ class CostModel:
         return np.asarray(self.core_hours * (np.asarray(natoms, dtype=float) / self.natoms) ** self.exponent)
 
 
-def measured_cost(
-    core_seconds: Float[np.ndarray, "n"], natoms: Int[np.ndarray, "n"], *, exponent: float = DEFAULT_EXPONENT
-) -> CostModel | None:
-    """Model from the cost of labels: the median of cost / N^exponent; None where no cost is known.
+def measured_cost(core_seconds: Float[np.ndarray, "n"], natoms: Int[np.ndarray, "n"]) -> CostModel | None:
+    """Model fitted to the cost of labels, see :func:`~aiida_mlip.kernel.label_cost.fit_label_cost`.
 
     :param core_seconds: what each label took, NaN where not known.
     :param natoms: atoms of each.
+    :returns: None where no cost is known.
 
     >>> measured_cost(np.array([3600.0, np.nan]), np.array([2, 5])).core_hours
     0.25
     """
-    cost, size = np.asarray(core_seconds, dtype=float), np.asarray(natoms, dtype=float)
-    known = np.isfinite(cost) & (cost > 0)
-    if not known.any():
+    if not (np.isfinite(core_seconds) & (np.asarray(core_seconds) > 0)).any():
         return None
-    return CostModel(core_hours=float(np.median(cost[known] / size[known] ** exponent)) / 3600.0, exponent=exponent)
+    fitted = fit_label_cost(natoms, core_seconds)
+    return CostModel(core_hours=fitted.factor / 3600.0, exponent=fitted.power)
