@@ -20,8 +20,10 @@ from aiida_mlip.calculations.functions.fragment import carve_fragments
 from aiida_mlip.calculations.functions.select import select
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
-from aiida_mlip.errors import MlipError
+from aiida_mlip.errors import InvalidInputError, MlipError
 from aiida_mlip.protocols.active_learning import active_learning_settings
+from aiida_mlip.protocols.explore import resolved_spec
+from aiida_mlip.protocols.model import check_name
 from aiida_mlip.workchains.explore import ExploreWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
 from aiida_mlip.workchains.label_inputs import settings_hashes
@@ -112,6 +114,62 @@ class ActiveLearningWorkChain(WorkChain):
         spec.exit_code(302, "ERROR_STEP_FAILED", message="Round {number}: {reason}")
         spec.exit_code(500, "ERROR_BUDGET", message="A budget is spent before the potential was certain: {evidence}")
         spec.exit_code(501, "ERROR_STALLED", message="Further rounds would not help: {evidence}")
+
+    @classmethod
+    def get_builder_from_protocol(
+        cls,
+        dataset: DatasetData,
+        *,
+        codes: Mapping[str, orm.AbstractCode],
+        fidelities: Mapping[str, Any],
+        explorations: Mapping[str, Mapping[str, Any]],
+        protocol: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Any:  # Any: a ProcessBuilder
+        """Builder with the defaults of a protocol written out.
+
+        :param dataset: labelled frames to begin with.
+        :param codes: ``explore``, ``train``, ``evaluate``, and ``pw`` and/or ``ase`` for labels.
+        :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
+        :param explorations: by name ``structures`` (DatasetData) and ``spec`` (plain mapping, see
+            :mod:`aiida_mlip.protocols.explore`; a `watch` with its defaults is added where there is none).
+        :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
+        :param overrides: what differs from the protocol: ``settings``, ``label`` (ports), ``train`` (settings),
+            ``train_options`` (scheduler options).
+        :raises InvalidInputError: unknown protocol or key, or a code that is missing.
+        """
+        overrides = overrides or {}
+        for key in overrides:
+            check_name("key", key, ["settings", "label", "train", "train_options"], where="overrides")
+        if missing := {"explore", "train", "evaluate"} - set(codes):
+            raise InvalidInputError(f"codes: {', '.join(sorted(missing))} missing; got {', '.join(sorted(codes))}")
+        train = TrainWorkChain.get_builder_from_protocol(
+            dataset,
+            codes,
+            protocol=protocol,
+            overrides=overrides.get("train"),
+            options=overrides.get("train_options"),
+        )
+        label = LabelWorkChain.get_builder_from_protocol(
+            dataset=dataset,
+            codes={name: codes[name] for name in ("pw", "ase") if name in codes},
+            fidelities=fidelities,
+            protocol=protocol,
+            **overrides.get("label", {}),
+        )
+        builder = cls.get_builder()
+        builder.dataset = dataset
+        settings = {**overrides.get("settings", {}), **({} if protocol is None else {"protocol": protocol})}
+        builder.settings = orm.Dict(active_learning_settings(settings).model_dump())
+        builder.codes.explore = codes["explore"]
+        for name, stage in (("train", train), ("label", label)):
+            inputs = dict(stage._inputs(prune=True))
+            builder[name] = {key: value for key, value in inputs.items() if key not in ("dataset", "metadata")}
+        builder.explorations = {
+            name: {**given, "spec": orm.Dict(resolved_spec({"watch": {}, **given["spec"]}, protocol=protocol))}
+            for name, given in explorations.items()
+        }
+        return builder
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -400,7 +458,7 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
             return f"explorations.{name}: needs `structures` and `spec`"
         if unknown := sorted(set(given) - set(_EXPLORATION)):
             return f"explorations.{name}: unknown {', '.join(unknown)}; known are {', '.join(_EXPLORATION)}"
-        if not isinstance(given["spec"], orm.Dict) or not given["spec"].get_dict().get("watch"):
+        if not isinstance(given["spec"], orm.Dict) or given["spec"].get_dict().get("watch") is None:
             return f"explorations.{name}.spec.watch: missing, without it nothing would ever be found uncertain"
     if settings.fragment is not None and settings.fragment.get("completion") == "crystal" and not inputs.get("hosts"):
         return "hosts: missing, settings.fragment.completion crystal needs the crystal"
