@@ -35,8 +35,8 @@ HEATING = {
     "md": {"timestep_fs": 4, "schedule": [{"n_steps": 1000, "temperature_k": 300, "end_temperature_k": 1500}]},
 }
 TRAINING = {
-    "committee": 2,
-    "max_epochs": 60,
+    "committee": 3,
+    "max_epochs": 80,
     "split": {"test": 0.15, "val": 0.1},
     "model": {"cutoff_ang": 4.5, "num_layers": 1, "l_max": 1, "num_features": 8, "radial_mlp_width": 16},
 }

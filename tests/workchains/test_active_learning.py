@@ -133,6 +133,7 @@ def test_rounds_of_whole_frames_until_the_budget_is_spent(inputs, committee):
         np.testing.assert_allclose(new.forces[new.atom_slice(row)], atoms.get_forces(), atol=1e-8)
     assert new.label_uuid.any(axis=1).all()
     assert new.geometry_uuid.any(axis=1).all()
+    assert len(np.unique(new.group_id, axis=0)) == len(new), "frames of one run must not all be held out together"
     assert set(results["potentials"]) == {"member_0", "member_1"}
     assert {node.uuid for node in results["potentials"].values()}.isdisjoint(
         node.uuid for node in committee["potentials"].values()

@@ -41,6 +41,10 @@ def plan_active_learning(settings: orm.Dict) -> dict[str, orm.Data] | ExitCode:
 def gather_candidates(**sources: orm.Data) -> dict[str, orm.Data]:
     """Frames that several explorations found worth a label, each of them once, and the errors of their atoms.
 
+    Every frame, or all fragments of one, is a split group of its own from here on. As one group the frames of a run
+    would all end on one side: a round whose labels are all held out teaches nothing, and one whose labels are all
+    trained on leaves nothing to calibrate with. The selection takes those that are unlike each other.
+
     :param sources: ``selected_<name>`` and ``grades_<name>`` of each exploration; grades are left out for fragments.
     :returns: ``candidates``, and ``environments`` (array ``errors``) where every source has grades with errors.
     """
@@ -48,6 +52,8 @@ def gather_candidates(**sources: orm.Data) -> dict[str, orm.Data]:
     frames = concatenate([sources[f"selected_{name}"].frames() for name in names])
     settings = {key: value for name in names for key, value in sources[f"selected_{name}"].settings.items()}
     first = np.sort(np.unique(id_keys(frames.frame_id), return_index=True)[1])
+    groups = frames.frame_id if frames.region is None else frames.parent_id
+    frames = frames.with_columns(group_id=groups)
     outputs: dict[str, orm.Data] = {"candidates": DatasetData.from_frames(frames.take(first), settings=settings)}
     errors = _errors(names, sources)
     if errors is not None:
