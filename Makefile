@@ -69,6 +69,7 @@ bench: env
 	python benchmarks/bench_watching.py
 	python benchmarks/bench_explore.py
 	python benchmarks/bench_uncertainty.py
+	OMP_NUM_THREADS=2 python benchmarks/bench_selection.py
 	python benchmarks/bench_uncertainty_biased.py
 	python benchmarks/bench_selection_retrain.py
 	pytest -q -s --benchmark-enable benchmarks/bench_metadynamics.py
