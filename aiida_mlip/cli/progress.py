@@ -237,7 +237,7 @@ def _is_function(process: dict[str, Any]) -> bool:
 def _stage(stage: dict[str, Any], calls: list[dict[str, Any]]) -> Stage:
     jobs = [call for call in calls if not _is_function(call)]
     ended = [call for call in jobs if call["state"] in _TERMINATED]
-    done = [call for call in ended if call["exit_status"] == 0]
+    done = [call for call in ended if _did_its_work(call["exit_status"])]
     running = [call for call in jobs if call["state"] not in _TERMINATED]
     total = max(len(jobs), int((stage["extras"] or {}).get(EXPECTED_CALLS, 0)))
     seconds = _seconds(stage)
@@ -312,7 +312,14 @@ def _max_epochs(folder: Path) -> int:
 def _outcome(state: str, exit_status: int | None) -> str:
     if state != "finished":
         return state or "created"
-    return "finished" if exit_status == 0 else f"failed [{exit_status}]"
+    if exit_status == 0:
+        return "finished"
+    return f"finished [{exit_status}]" if _did_its_work(exit_status) else f"failed [{exit_status}]"
+
+
+def _did_its_work(exit_status: int | None) -> bool:
+    """Whether a process did what it was asked: well, or with a finding (5xx: stopped by a watch, a target not met)."""
+    return exit_status is not None and (exit_status == 0 or 500 <= exit_status < 600)
 
 
 @contextmanager

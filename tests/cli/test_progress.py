@@ -134,3 +134,40 @@ def test_status_command_prints_and_gives_json():
     missing = CliRunner().invoke(status, ["987654"])
     assert missing.exit_code == 1
     assert "no process with pk 987654" in missing.output
+
+
+class Watched(Leaf):
+    """Ends with a finding: it did what it was asked."""
+
+    @classmethod
+    def define(cls, spec):
+        super().define(spec)
+        spec.exit_code(501, "ERROR_FOUND", message="stopped by the watch")
+
+    def run_it(self):
+        return self.exit_codes.ERROR_FOUND
+
+
+class Explorer(Branch):
+    """Calls one of them, as its stage."""
+
+    def run_leaves(self):
+        return ToContext(leaf=self.submit(Watched, fail=self.inputs.fail))
+
+
+class Campaign(Branch):
+    """Calls the explorer."""
+
+    def run_leaves(self):
+        return ToContext(branch=self.submit(Explorer, fail=self.inputs.fail, good=self.inputs.good))
+
+
+def test_a_finding_is_no_failure():
+    _, node = run_get_node(Campaign, fail=orm.Bool(False), good=orm.Bool(False))
+    state = progress.snapshot(node.pk)
+    (stage,) = state.stages
+    assert (stage.done, stage.failed) == (1, 0)
+    console = Console(file=io.StringIO(), width=200)
+    _, inner = run_get_node(Explorer, fail=orm.Bool(False), good=orm.Bool(False))
+    console.print(progress.render(progress.snapshot(inner.pk)))
+    assert "finished [501]" in console.file.getvalue()
