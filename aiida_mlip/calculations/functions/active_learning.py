@@ -12,7 +12,7 @@ from aiida.engine import ExitCode, calcfunction
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError
-from aiida_mlip.kernel.frames import Frames, concatenate, id_keys
+from aiida_mlip.kernel.frames import concatenate, id_keys
 from aiida_mlip.kernel.rounds import Round, judge, left_for_labels
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 
@@ -58,7 +58,7 @@ def gather_candidates(**sources: orm.Data) -> dict[str, orm.Data]:
     errors = _errors(names, sources)
     if errors is not None:
         array = orm.ArrayData()
-        array.set_array("errors", errors[_atoms(frames, first)])
+        array.set_array("errors", errors[np.isin(frames.atom_rows(), first)])
         outputs["environments"] = array
     return outputs
 
@@ -153,7 +153,3 @@ def _errors(names: list[str], sources: Mapping[str, orm.Data]) -> np.ndarray | N
         values.append(grades.get_array(ERROR))
     found = np.concatenate(values)
     return found if np.isfinite(found).all() else None
-
-
-def _atoms(frames: Frames, rows: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.arange(frames.offsets[row], frames.offsets[row + 1]) for row in rows])
