@@ -1,4 +1,4 @@
-"""How fragments are cut out of large frames, as a person writes it.
+"""How fragments are cut out of large frames, relaxed and judged, as a person writes it.
 
 ::
 
@@ -11,45 +11,32 @@
     max_fragments: 20            # of one frame
     min_distance_ang: {Si-Si: 1.8}   # or one number; left out: 0.7 times the sum of the covalent radii
     oxidation_states: {Mg: 2, O: -2} # left out: charges are not looked at (metals)
+    relax: auto                  # the buffer, where something asks for it; or always, never
+    relax_fmax_ev_per_ang: 0.15  # largest force that a relaxation leaves in the buffer
+    relax_steps: 200             # at most
+    buffer_novelty: 1.5          # grade that an atom of the buffer may have in any case, and else
+    buffer_excess: 2.0           # so many times the largest grade that the fragment's atoms have in the parent
+    survival: 0.05               # the centre's grade may change by so much, relatively
+    fidelity: pbe                # level of theory that the potential is asked for; only where it knows several
+    device: auto                 # where the potential runs
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-from pydantic import Field
-
 from aiida_mlip.errors import InvalidInputError, ProtocolError
+from aiida_mlip.io.fragments import FragmentKeys
 from aiida_mlip.kernel.fragments.fragment import FragmentLimits
-from aiida_mlip.protocols.model import SpecModel
 
 
-class FragmentSettings(SpecModel):
-    """Settings of the cutting; see the module's text."""
-
-    completion: Literal["auto", "crystal", "disordered", "molecular"] = "auto"
-    core_radius_ang: float = Field(gt=0)
-    buffer_ang: float = Field(default=3.0, ge=0)
-    trust_depth_ang: float = Field(default=3.0, ge=0)
-    max_atoms: int = Field(default=200, ge=1)
-    threshold: float = Field(default=1.5, gt=0)
-    max_fragments: int = Field(default=20, ge=1)
-    min_distance_ang: float | dict[str, float] | None = None
-    oxidation_states: dict[str, int] = Field(default_factory=dict)
+class FragmentSettings(FragmentKeys):
+    """Settings of fragments; see the module's text."""
 
     def limits(self, *, where: str = "settings") -> FragmentLimits:
-        """The same for the kernel.
+        """What the kernel asks of a fragment when it is cut.
 
         :raises ProtocolError: a value that the kernel does not take.
         """
         try:
-            return FragmentLimits(
-                core_radius=self.core_radius_ang,
-                buffer=self.buffer_ang,
-                trust_depth=self.trust_depth_ang,
-                max_atoms=self.max_atoms,
-                min_distance_ang=self.min_distance_ang,
-                oxidation_states=self.oxidation_states,
-            )
+            return self.carving()
         except InvalidInputError as error:
             raise ProtocolError(f"{where}.{error}") from error

@@ -17,6 +17,7 @@ from aiida_mlip.kernel.fragments.fragment import (
     Completion,
     Fragment,
     FragmentLimits,
+    FrameTooSmallError,
     NoFragmentError,
     Region,
 )
@@ -58,7 +59,8 @@ def carve(
         every site taken by the atom that is there; ``disordered``: a cube of the frame; ``molecular``: whole molecules,
         caps at cut bonds, no periodicity.
     :returns: the fragment, its centre first and at the origin.
-    :raises InvalidInputError: no such atom, no host, or a frame smaller than the fragment.
+    :raises InvalidInputError: no such atom, no host.
+    :raises FrameTooSmallError: a frame smaller than the fragment.
     :raises NoFragmentError: nothing like the host is there, the fragment is too large, overlapping or charged.
     """
     if not 0 <= centre < len(numbers):
@@ -125,7 +127,7 @@ def _molecular(around: Around, limits: FragmentLimits, period: float) -> Fragmen
     taken, caps = complete_molecules(near, radius=limits.in_radius, reach=reach, max_molecule=limits.max_atoms)
     near = near.take(taken)
     if len(np.unique(near.atoms)) < len(near):
-        raise InvalidInputError("the frame is smaller than the fragment: an atom and its image are both in it")
+        raise FrameTooSmallError("the frame is smaller than the fragment: an atom and its image are both in it")
     fragment = _assemble(near, np.zeros((3, 3)), limits, "molecular")
     return replace(
         fragment,
@@ -139,7 +141,7 @@ def _molecular(around: Around, limits: FragmentLimits, period: float) -> Fragmen
 def _check_size(wanted: float, period: float) -> None:
     """A frame that repeats within the fragment has no surroundings to cut out of it."""
     if period < wanted - 1e-3:
-        raise InvalidInputError(
+        raise FrameTooSmallError(
             f"the frame is smaller than the fragment: it repeats after {period:.2f} Å, the fragment after "
             f"{wanted:.2f} Å; label the whole frame, or ask for a smaller core or buffer"
         )

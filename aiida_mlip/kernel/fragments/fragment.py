@@ -17,6 +17,8 @@ from aiida_mlip.kernel.frames import NONE, Frames, from_arrays
 Completion = Literal["crystal", "disordered", "molecular"]
 COMPLETIONS: Final[tuple[str, ...]] = ("crystal", "disordered", "molecular")
 GENERATOR: Final[str] = "fragment"
+#: Value of ``parent_atom`` of an atom that was not in the parent.
+NO_PARENT: Final[int] = NONE
 
 
 class Region(IntEnum):
@@ -30,6 +32,10 @@ class Region(IntEnum):
 
 class NoFragmentError(MlipError):
     """A centre of which no fragment can be made; the message says why."""
+
+
+class FrameTooSmallError(InvalidInputError):
+    """A frame that is smaller than the fragments that are to be cut out of it."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +123,11 @@ class Fragment:
         """Atoms whose forces are no labels of the parent's environments: in a cluster all but core and trust."""
         return np.asarray((self.region >= Region.BUFFER) & (self.completion == "molecular"))
 
+    def parent_values(self, values: np.ndarray) -> np.ndarray:
+        """Numbers of the parent's atoms (p,), for the atoms of the fragment: (a,), NaN for caps."""
+        found = np.asarray(values, dtype=float)[self.parent_atom]
+        return np.where(self.parent_atom == NO_PARENT, np.nan, found)
+
     def to_frames(self, parent_id: UInt8[np.ndarray, "16"]) -> Frames:
         """One unlabelled row with region and parent atom of every atom.
 
@@ -134,7 +145,3 @@ class Fragment:
             parent_atom=self.parent_atom.astype(np.int32),
         )
         return frames.with_columns(parent_id=np.asarray(parent_id, dtype=np.uint8)[None])
-
-
-#: Value of ``parent_atom`` of an atom that was not in the parent.
-NO_PARENT: Final[int] = NONE

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -15,7 +15,7 @@ from aiida_mlip.kernel.fragments.carve import carve
 from aiida_mlip.kernel.fragments.centres import choose_centres
 from aiida_mlip.kernel.fragments.fragment import Completion, Fragment, FragmentLimits, NoFragmentError
 from aiida_mlip.kernel.fragments.host import Host
-from aiida_mlip.kernel.frames import Frames
+from aiida_mlip.kernel.frames import Frames, id_hex
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def fragments_of_frame(
     :param most: fragments, at most; refused centres do not count.
     :param completion: ``auto``: crystal by the first host that is found there, else disordered.
     :param hosts: crystals to look for, in this order.
-    :raises InvalidInputError: a frame smaller than the fragment, crystals without a host.
+    :raises InvalidInputError: crystals without a host.
+    :raises FrameTooSmallError: a frame smaller than the fragment.
     """
     if completion == "crystal" and not hosts:
         raise InvalidInputError("host: missing, completion to a crystal needs the crystal")
@@ -91,3 +92,31 @@ def _attempt(
         except NoFragmentError as error:
             reasons.append(f"{way}: {error}")
     return "; ".join(reasons)
+
+
+def fragment_row(fragment: Fragment, frames: Frames, row: int) -> Frames:
+    """One unlabelled row of a fragment of a frame, in the split group of its parent.
+
+    Fragments of one frame look alike: they stay on one side of a split.
+    """
+    parent = frames.frame_id[row]
+    group = frames.group_id[row] if frames.group_id[row].any() else parent
+    return fragment.to_frames(parent).with_columns(group_id=group[None])
+
+
+def describe_fragment(fragment: Fragment, row: Frames, grades: Float[np.ndarray, "a"]) -> dict[str, Any]:
+    """A fragment in plain words and numbers.
+
+    :param row: of the fragment.
+    :param grades: of the parent's atoms.
+    """
+    centre = int(fragment.parent_atom[0])
+    return {
+        "frame_id": row.ids()[0],
+        "parent_id": id_hex(row.parent_id)[0],
+        "centre": centre,
+        "novelty": float(grades[centre]) if np.isfinite(grades[centre]) else None,
+        "completion": fragment.completion,
+        "natoms": len(fragment),
+        "removed": fragment.removed,
+    }
