@@ -172,7 +172,7 @@ class NequipTrainCalculation(CalcJob):
             species=species,
             reference_energies=references,
             force_scale_ev_per_ang=rms_force(train),
-            with_energy=all(bool(frames.labelled.any()) for frames in (train, val)),
+            with_energy=all(bool(np.isfinite(frames.energy).any()) for frames in (train, val)),
             with_forces=all(bool(np.isfinite(frames.forces).any()) for frames in (train, val)),
             with_stress=all(bool(np.isfinite(frames.stress).any()) for frames in (train, val)),
         )

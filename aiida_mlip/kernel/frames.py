@@ -187,8 +187,12 @@ class Frames:
 
     @property
     def labelled(self) -> Bool[np.ndarray, "n"]:
-        """(n,) rows that carry at least an energy."""
-        return np.isfinite(self.energy)
+        """(n,) rows that carry an energy, or forces: those of a cluster fragment have no energy."""
+        energy = np.isfinite(self.energy)
+        if energy.all():
+            return energy
+        known = np.isfinite(self.forces).all(axis=1)
+        return np.asarray(energy | (np.bincount(self.atom_rows()[known], minlength=len(self)) > 0))
 
     # -- rows --------------------------------------------------------------------------------------------------
 
@@ -482,7 +486,7 @@ def reference_energies(frames: Frames) -> Mapping[str, dict[str, float]]:
     from ase.data import chemical_symbols
 
     found: dict[str, dict[str, float]] = {}
-    isolated = (frames.natoms == 1) & ~frames.pbc.any(axis=1) & frames.labelled & (frames.fidelity != NONE)
+    isolated = (frames.natoms == 1) & ~frames.pbc.any(axis=1) & np.isfinite(frames.energy) & (frames.fidelity != NONE)
     for row in np.flatnonzero(isolated):
         symbol = chemical_symbols[frames.numbers[frames.offsets[row]]]
         found.setdefault(frames.fidelities[frames.fidelity[row]], {})[symbol] = float(frames.energy[row])

@@ -224,7 +224,7 @@ def _usable_rows(frames: Frames) -> np.ndarray:
     complete = np.minimum.reduceat(known, starts)
     moving = np.maximum.reduceat(size, starts) > 1e-4
     small = (frames.natoms > 1) & (frames.natoms <= _MAX_ATOMS)
-    return np.flatnonzero(complete & moving & small & frames.labelled)
+    return np.flatnonzero(complete & moving & small & np.isfinite(frames.energy))
 
 
 def _training_rows(frames: Frames) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Int
 
+from aiida_mlip.kernel.fragments.fragment import Region
 from aiida_mlip.kernel.frames import NONE, Frames, concatenate, from_arrays, id_keys, row_keys
 
 #: Generator name of an isolated atom.
@@ -72,7 +73,8 @@ def attach_labels(frames: Frames, fidelity: str, sources: Sequence[tuple[Frames,
     :param fidelity: name the result carries.
     :param sources: (frames, name of that fidelity in them), most trusted first. A labelled row is preferred to a
         failed one; rows of other fidelities are ignored.
-    :returns: rows for which a source has a label or a failure, in order, and the tally.
+    :returns: rows for which a source has a label or a failure, in order, and the tally. What is no label of the parent
+        of a cluster fragment is NaN, see :func:`mask_clusters`.
     """
     parts = []
     for source, name in sources:
@@ -92,8 +94,30 @@ def attach_labels(frames: Frames, fidelity: str, sources: Sequence[tuple[Frames,
     result = without_labels(frames.take(found)).with_columns(
         **columns, fidelity=np.zeros(len(rows), dtype="<i2"), fidelities=(fidelity,)
     )
+    result = mask_clusters(result)
     failed = int((~result.labelled).sum())
     return result, Tally(labelled=len(result) - failed, failed=failed, not_run=len(frames) - len(result))
+
+
+def mask_clusters(frames: Frames) -> Frames:
+    """Frames without the numbers of cluster fragments that their parents know nothing of.
+
+    A fragment that is not periodic ends in caps and vacuum: its energy, its stress and the forces outside of core and
+    trust region are those of the cluster alone. They become NaN, which a training leaves out.
+    """
+    if frames.region is None or frames.parent_atom is None:
+        return frames
+    atoms = frames.atom_rows()
+    of_fragment = np.bincount(atoms[frames.parent_atom != NONE], minlength=len(frames)) > 0
+    cluster = of_fragment & ~frames.pbc.any(axis=1)
+    if not cluster.any():
+        return frames
+    outside = cluster[atoms] & (frames.region >= Region.BUFFER)
+    return frames.with_columns(
+        energy=np.where(cluster, np.nan, frames.energy),
+        stress=np.where(cluster[:, None, None], np.nan, frames.stress),
+        forces=np.where(outside[:, None], np.nan, frames.forces),
+    )
 
 
 def uuid_rows(frames: Frames, column: str, value: np.ndarray) -> Frames:

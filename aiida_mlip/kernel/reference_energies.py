@@ -56,7 +56,7 @@ def fit_reference_energies(
     known = prior or {}
     start = np.array([float(known.get(symbol, 0.0)) for symbol in species])
     counts = compositions(frames, species)
-    rows = frames.labelled & (frames.natoms > 0)
+    rows = np.isfinite(frames.energy) & (frames.natoms > 0)
     shift = np.zeros(len(species))
     if rows.any():
         fractions: Float64[np.ndarray, "n s"] = counts[rows] / frames.natoms[rows, None]

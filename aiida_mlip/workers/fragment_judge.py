@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 from ase import Atoms
@@ -26,6 +27,8 @@ from aiida_mlip.workers.buffer_forces import REPULSION, BufferCalculator, Penali
 from aiida_mlip.workers.force_source import PotentialCalculator
 from aiida_mlip.workers.model_loading import LoadedModel
 
+#: Steps of a relaxation between looks at whether it is still wanted.
+_LOOK_EVERY: Final[int] = 5
 #: Gives a model, with or without forces of its own, for one frame per call, with features.
 Loader = Callable[[bool], LoadedModel]
 
@@ -104,8 +107,7 @@ class FragmentJudge:
             why = "it is always wanted"
         steps = 0
         if why is not None and self._settings.relax != "never":
-            positions, steps = self._relaxed(fragment)
-            fragment = fragment.with_columns(positions=positions)
+            fragment, steps = self._relaxed(fragment, parent_novelty)
             state = self._assess(fragment, parent_novelty)
         reason = why_refuse(state, self._limits)
         record = record.model_copy(
@@ -146,16 +148,28 @@ class FragmentJudge:
             forces=self._calculator.forces(atoms),
         )
 
-    def _relaxed(self, fragment: Frames) -> tuple[np.ndarray, int]:
-        """(a, 3) positions after the relaxation of the buffer, and how many steps it took."""
+    def _relaxed(self, fragment: Frames, parent_novelty: np.ndarray) -> tuple[Frames, int]:
+        """The fragment after the relaxation of its buffer, and how many steps it took.
+
+        The less the buffer moves the better, for every step takes it farther from what surrounded the core in the
+        parent: it ends once nothing asks for it any more, unless it is always wanted.
+        """
         atoms = _bare(fragment)
         free = movable(_region(fragment))
         self._penalised.penalised = free
         atoms.calc = BufferCalculator(self._penalised, PairWall(self._pairs, strength=REPULSION, onset=NEAR))
         atoms.set_constraint(FixAtoms(mask=~free))
         optimiser = FIRE(atoms, logfile=None)
-        optimiser.run(fmax=self._settings.relax_fmax_ev_per_ang, steps=self._settings.relax_steps)
-        return np.where(free[:, None], atoms.positions, fragment.positions), int(optimiser.nsteps)
+
+        def moved() -> Frames:
+            return fragment.with_columns(positions=np.where(free[:, None], atoms.positions, fragment.positions))
+
+        for _ in optimiser.irun(fmax=self._settings.relax_fmax_ev_per_ang, steps=self._settings.relax_steps):
+            if self._settings.relax == "always" or optimiser.nsteps % _LOOK_EVERY or not optimiser.nsteps:
+                continue
+            if why_relax(self._assess(moved(), parent_novelty), self._limits) is None:
+                break
+        return moved(), int(optimiser.nsteps)
 
 
 def _bare(fragment: Frames) -> Atoms:
