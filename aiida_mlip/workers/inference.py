@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
 
 import numpy as np
 
 from aiida_mlip.errors import InvalidInputError, SpeciesError
 from aiida_mlip.kernel.frames import Failure, Frames
 from aiida_mlip.kernel.metrics import Predictions
+from aiida_mlip.workers.graphs import Graph, batched, graph, on_device, type_indices
 from aiida_mlip.workers.model_loading import LoadedModel
 
 #: What torch and Python say when memory runs out.
@@ -148,20 +149,13 @@ def _attempt(
 def _evaluate(
     model: LoadedModel, frames: Frames, rows: np.ndarray, fidelity: np.ndarray | None, *, features: bool
 ) -> Batch:
-    from nequip.data import AtomicDataDict
-
     padded = [*rows.tolist(), *[int(rows[-1])] * (model.smallest_batch - len(rows))]
     graphs = [_graph(model, frames, row, None if fidelity is None else int(fidelity[row])) for row in padded]
-    batch = graphs[0] if model.largest_batch == 1 else AtomicDataDict.batched_from_list(graphs)
-    data = AtomicDataDict.to_(batch, model.device)
+    data = on_device(graphs[0] if model.largest_batch == 1 else batched(graphs), model.device)
     output = model.call(data)
     n, a = len(rows), int(frames.natoms[rows].sum())
     values = {}
-    for name, key, size in (
-        ("energy", AtomicDataDict.TOTAL_ENERGY_KEY, n),
-        ("forces", AtomicDataDict.FORCE_KEY, a),
-        ("stress", AtomicDataDict.STRESS_KEY, n),
-    ):
+    for name, key, size in (("energy", "total_energy", n), ("forces", "forces", a), ("stress", "stress", n)):
         value = output.get(key)
         if value is None or value.numel() == 0:  # no periodic frame in the batch, or no such output
             values[name] = np.full((size, *_EMPTY[name]), np.nan)
@@ -172,27 +166,19 @@ def _evaluate(
     return values
 
 
-def _graph(model: LoadedModel, frames: Frames, row: int, fidelity: int | None) -> Mapping[str, Any]:
+def _graph(model: LoadedModel, frames: Frames, row: int, fidelity: int | None) -> Graph:
     """One frame as the model's input, on the CPU."""
-    from nequip.data import AtomicDataDict, from_dict
-
     part = frames.atom_slice(row)
-    values: dict[str, Any] = {
-        AtomicDataDict.POSITIONS_KEY: frames.positions[part],
-        AtomicDataDict.CELL_KEY: frames.cell[row],
-        AtomicDataDict.PBC_KEY: frames.pbc[row],
-        AtomicDataDict.ATOMIC_NUMBERS_KEY: frames.numbers[part].astype(np.int64),
-    }
-    if fidelity is not None:
-        values[AtomicDataDict.DATASET_KEY] = np.array([[fidelity]])
-    data: Mapping[str, Any] = from_dict(values)
-    return _apply(model.transforms, data)
-
-
-def _apply(transforms: Sequence[Callable[[Mapping[str, Any]], Mapping[str, Any]]], data: Mapping[str, Any]) -> Any:
-    for transform in transforms:
-        data = transform(data)
-    return data
+    return graph(
+        frames.numbers[part],
+        frames.positions[part],
+        frames.cell[row],
+        frames.pbc[row],
+        types=type_indices(model.type_names, frames.numbers[part]),
+        cutoff_ang=model.cutoff_ang,
+        cutoffs=model.pair_cutoffs,
+        fidelity=fidelity,
+    )
 
 
 def _free_memory(model: LoadedModel) -> None:

@@ -8,15 +8,19 @@ import platform
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from aiida_mlip.errors import ExternalProgramError, FileFormatError, InvalidInputError
 from aiida_mlip.io.model_package import read_package
 from aiida_mlip.workers import compile_model
 from aiida_mlip.workers.compile_model import FEATURE_FIELDS, TARGETS, feature_field
+from aiida_mlip.workers.graphs import pair_cutoffs
+from aiida_mlip.workers.unpacking import unpack
 
 #: Suffix of a model compiled for this machine.
 COMPILED_SUFFIX: Final[str] = ".nequip.pt2"
@@ -29,10 +33,10 @@ class LoadedModel:
     """A NequIP-framework model ready to be called on batches of graphs.
 
     :param call: dictionary of tensors -> dictionary with energies, forces and stresses.
-    :param transforms: what turns a bare geometry into the model's input (types, neighbour list).
     :param device: ``torch.device`` it runs on.
     :param type_names: atom types in the order of their index.
-    :param cutoff_ang: radial cutoff (Å).
+    :param cutoff_ang: radial cutoff (Å), the largest.
+    :param pair_cutoffs: (t, t) cutoff (Å) by the types of centre and neighbour; None: the same for all.
     :param smallest_batch: fewest frames per call (a model compiled for many is specialised to "more than one").
     :param largest_batch: most frames per call; None: any number.
     :param feature_field: output that holds the features after the last layer; None: no such output.
@@ -40,10 +44,10 @@ class LoadedModel:
     """
 
     call: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # Any: torch.Tensor, torch is not imported here
-    transforms: Sequence[Callable[[Mapping[str, Any]], Mapping[str, Any]]]
     device: Any  # torch.device
     type_names: tuple[str, ...]
     cutoff_ang: float
+    pair_cutoffs: np.ndarray | None = None
     smallest_batch: int = 1
     largest_batch: int | None = None
     feature_field: str | None = None
@@ -172,11 +176,9 @@ def _load_eager(package: Path, device: str, derivatives: bool) -> LoadedModel:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries, about their own internals
-            from nequip.model.saved_models.load_utils import load_saved_model
-            from nequip.utils.global_state import set_global_state
-
-            set_global_state(allow_tf32=False)
-            model = load_saved_model(str(package), compile_mode="eager")
+            model = unpack(package) if device == "cpu" else None
+            if model is None:
+                model = _load_through_nequip(package)
         model.eval()
         metadata = dict(model.metadata)
         model.to(torch.device(device))
@@ -191,6 +193,14 @@ def _load_eager(package: Path, device: str, derivatives: bool) -> LoadedModel:
         model.model.do_derivatives = False
     loaded = assemble(model, metadata, device)
     return replace(loaded, feature_field=feature_field(model.irreps_out), derivatives=derivatives)
+
+
+def _load_through_nequip(package: Path) -> Any:
+    from nequip.model.saved_models.load_utils import load_saved_model
+    from nequip.utils.global_state import set_global_state
+
+    set_global_state(allow_tf32=False)
+    return load_saved_model(str(package), compile_mode="eager")
 
 
 def _load_compiled(package: Path, digest: str, variant: _Variant) -> LoadedModel:
@@ -230,24 +240,20 @@ def _compile(package: Path, compiled: Path, variant: _Variant) -> None:
 
 
 def assemble(model: Any, metadata: Mapping[str, Any], device: str) -> LoadedModel:
-    """A model in memory, with what turns geometries into its input.
+    """A model in memory, with what its input depends on.
 
     :param model: NequIP-framework model on the device, in evaluation mode.
     :param metadata: of the model: type names and cutoffs.
     :param device: ``cpu`` or ``cuda``.
     """
     import torch
-    from nequip.integrations.utils import basic_transforms
-    from nequip.nn import graph_model
 
-    names = metadata[graph_model.TYPE_NAMES_KEY]
+    names = metadata["type_names"]
     type_names = names.split(" ") if isinstance(names, str) else list(names)
-    cutoff = float(metadata[graph_model.R_MAX_KEY])
-    transforms = basic_transforms(dict(metadata), cutoff, type_names, {name: name for name in type_names})
     return LoadedModel(
         call=model,
-        transforms=transforms,
         device=torch.device(device),
         type_names=tuple(type_names),
-        cutoff_ang=cutoff,
+        cutoff_ang=float(metadata["r_max"]),
+        pair_cutoffs=pair_cutoffs(metadata, type_names),
     )

@@ -12,9 +12,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float64
 
-from aiida_mlip.errors import ExternalProgramError, SpeciesError
+from aiida_mlip.errors import ExternalProgramError
 from aiida_mlip.kernel.frames import Failure
 from aiida_mlip.kernel.pair_list import PairList, Pairs
+from aiida_mlip.workers.graphs import batched, on_device, shortened, type_indices
 from aiida_mlip.workers.inference import is_out_of_memory
 from aiida_mlip.workers.model_loading import LoadedModel
 
@@ -55,7 +56,7 @@ class StepForces:
         self._fidelity = fidelity
         self._list = PairList(model.cutoff_ang, skin=skin)
         self._numbers = np.empty(0, dtype=int)
-        self._types: Any = None
+        self._types = np.empty(0, dtype=np.int64)
 
     @property
     def cutoff_ang(self) -> float:
@@ -80,7 +81,8 @@ class StepForces:
     ) -> tuple[dict[str, Any], Pairs]:
         """The model's input, and the pairs in it."""
         if not np.array_equal(numbers, self._numbers):
-            self._types, self._numbers = self._type_indices(numbers), np.array(numbers)
+            self._types = type_indices(self._model.type_names, numbers)
+            self._numbers = np.array(numbers)
         if not np.isfinite(positions).all():
             raise ExternalProgramError("the potential gave no forces: positions are not finite")
         pairs = self._list.pairs(positions, cell, pbc)
@@ -108,33 +110,23 @@ class StepForces:
         features = None if self._model.feature_field is None else self._model.features(inputs, outputs)[:a]
         return Step(energy, forces, stress, features, inputs["atom_types"][:a], pairs)
 
-    def _type_indices(self, numbers: np.ndarray) -> Any:
-        import torch
-        from ase.data import chemical_symbols
-
-        names = self._model.type_names
-        symbols = [chemical_symbols[number] for number in numbers]
-        if missing := sorted(set(symbols) - set(names)):
-            raise SpeciesError(f"the model does not cover {', '.join(missing)}; it covers {', '.join(names)}")
-        return torch.tensor([names.index(symbol) for symbol in symbols])
-
     def _inputs(self, positions: np.ndarray, cell: np.ndarray, pairs: Pairs) -> dict[str, Any]:
         """The model's input: the graph of `predict`, built without it."""
         import torch
-        from nequip.data import AtomicDataDict
 
+        index, shift = pairs.index, pairs.shift
+        if (cutoffs := self._model.pair_cutoffs) is not None:
+            near = shortened(self._types, index, pairs.distance, cutoffs)
+            index, shift = index.compress(near, axis=1), shift.compress(near, axis=0)
         data = {
-            AtomicDataDict.POSITIONS_KEY: torch.tensor(positions, dtype=torch.float64),
-            AtomicDataDict.CELL_KEY: torch.tensor(cell, dtype=torch.float64).view(1, 3, 3),
-            AtomicDataDict.EDGE_INDEX_KEY: torch.as_tensor(pairs.index),
-            AtomicDataDict.EDGE_CELL_SHIFT_KEY: torch.as_tensor(pairs.shift),
-            AtomicDataDict.ATOM_TYPE_KEY: self._types,
+            "pos": torch.tensor(positions, dtype=torch.float64),
+            "cell": torch.tensor(cell, dtype=torch.float64).view(1, 3, 3),
+            "edge_index": torch.as_tensor(index),
+            "edge_cell_shift": torch.as_tensor(shift),
+            "atom_types": torch.as_tensor(self._types),
         }
         if self._fidelity is not None:
-            data[AtomicDataDict.DATASET_KEY] = torch.tensor([[self._fidelity]])
-        for transform in self._model.transforms:  # cutoffs per pair of elements shorten the list
-            if (prune := getattr(transform, "_pruner", None)) is not None:
-                data = prune(data)
+            data["dataset"] = torch.tensor([[self._fidelity]])
         if self._model.smallest_batch > 1:
-            data = AtomicDataDict.batched_from_list([data] * self._model.smallest_batch)
-        return dict(AtomicDataDict.to_(data, self._model.device))
+            data = batched([data] * self._model.smallest_batch)
+        return on_device(data, self._model.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,9 +260,13 @@ def two_levels() -> LoadedModel:
     """Untrained model of two levels of theory, with a cutoff per pair of elements."""
     import torch
     from nequip.model import NequIPGNNModel
+    from nequip.utils.global_state import set_global_state
 
     from aiida_mlip.workers.model_loading import assemble
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about what NequIP uses of it
+        set_global_state()
     model = NequIPGNNModel(
         seed=1,
         model_dtype="float64",
