@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "generate": ("aiida_mlip.cli.generate", "generate", "Generate frames: crystals, defects, alloys, dynamics."),
     "potential": ("aiida_mlip.cli.potential", "potential", "Import, export and show potentials."),
     "develop": ("aiida_mlip.cli.develop", "develop", "From structures to a trained, tested potential."),
+    "report": ("aiida_mlip.cli.report", "report", "Write a report to read: one HTML file, and the same as JSON."),
     "status": ("aiida_mlip.cli.status", "status", "What is running, done, failed, and when it will end."),
     "audit": ("aiida_mlip.cli.audit", "audit", "Check the provenance of a result: no orphans, every creator known."),
 }

@@ -153,6 +153,58 @@ def calibrate(
     )
 
 
+@dataclass(frozen=True)
+class Reliability:
+    """How often held-out errors lie inside the intervals that a calibration claims for them.
+
+    :param expected: (p,) claimed probabilities, 0 to 1.
+    :param observed: (p,) fraction of the errors inside.
+    :param error: (a,) lengths of the held-out errors (eV/Å).
+    :param bound: (a,) their bounds (eV/Å), each by scales fitted without its frame.
+    """
+
+    expected: Float[np.ndarray, "p"]
+    observed: Float[np.ndarray, "p"]
+    error: Float[np.ndarray, "a"]
+    bound: Float[np.ndarray, "a"]
+
+
+def reliability(
+    deviation: Float[np.ndarray, "a"],
+    error: Float[np.ndarray, "a *3"],
+    numbers: Integer[np.ndarray, "a"],
+    *,
+    level: float = 0.9,
+    components: int = 3,
+    group: Integer[np.ndarray, "a"] | None = None,
+    folds: int = 5,
+    seed: int = 0,
+    points: int = 21,
+) -> Reliability:
+    """Reliability diagram (doi:10.1088/2632-2153/ab7e1a) of the widths that :func:`calibrate` judges, cross-fitted.
+
+    The width σ of a component is the bound at ``level`` over the quantile of the chi distribution there; an error e is
+    inside the p-interval where P(χ_c <= e/σ) <= p. At ``level`` the observed fraction is the coverage of the bounds.
+    Parameters as in :func:`calibrate`.
+
+    :param points: of the diagram.
+    :raises InvalidInputError: as :func:`calibrate`, or fewer than two points.
+    """
+    if points < 2:
+        raise InvalidInputError(f"points: a diagram needs at least 2, got {points}")
+    u, e, z, kept = _checked(deviation, error, numbers, level)
+    groups = np.arange(len(kept)) if group is None else _as_long(group, kept, "group")
+    _fit(e / u, z, level)
+    bound = _cross_fitted(e / u, z, groups[kept], level=level, folds=folds, seed=seed) * u
+    expected = np.linspace(0.0, 1.0, points)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(bound > 0, e / bound, np.where(e > 0, np.inf, 0.0))
+    inside = np.sort(ratio)
+    claimed = np.sqrt(chi2.ppf(expected, df=components) / chi2.ppf(level, df=components))
+    observed = np.searchsorted(inside, claimed, side="right") / len(inside)
+    return Reliability(expected=expected, observed=np.asarray(observed), error=e, bound=bound)
+
+
 def conformal_scale(score: Float[np.ndarray, "n"], *, level: float) -> float:
     """The ⌈(n + 1)·level⌉-th smallest score.
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.kernel.calibration import Calibration, calibrate
+from aiida_mlip.kernel.calibration import Calibration, Reliability, calibrate, reliability
 from aiida_mlip.kernel.committee import force_deviation
 from aiida_mlip.kernel.frames import id_keys
 from aiida_mlip.kernel.splits import Part
@@ -64,6 +64,59 @@ def calibrate_members(members: Mapping[str, Parity], *, level: float = 0.9, seed
     :param seed: of the cross-fit, see :func:`aiida_mlip.kernel.calibration.calibrate`.
     :raises InvalidInputError: one member, different frames, or too few labelled atoms held out.
     """
+    held = _held_out(members)
+    return {
+        name: calibrate(
+            held.deviation,
+            _errors(member)[held.atoms],
+            member.numbers[held.atoms],
+            level=level,
+            group=held.group,
+            region=None if member.novelty is None else np.where(member.novelty[held.atoms] <= 1.0, INSIDE, OUTSIDE),
+            seed=seed,
+        )
+        for name, member in members.items()
+    }
+
+
+def reliability_of_member(
+    members: Mapping[str, Parity], name: str, *, level: float = 0.9, seed: int = 0, points: int = 21
+) -> Reliability:
+    """Reliability diagram of one member's errors, of the same frames and folds as :func:`calibrate_members`.
+
+    :param members: at least two, for the same frames in the same order.
+    :param name: the member whose errors are looked at.
+    :param points: of the diagram.
+    :raises InvalidInputError: as :func:`calibrate_members`.
+    """
+    held = _held_out(members)
+    member = members[name]
+    return reliability(
+        held.deviation,
+        _errors(member)[held.atoms],
+        member.numbers[held.atoms],
+        level=level,
+        group=held.group,
+        seed=seed,
+        points=points,
+    )
+
+
+@dataclass(frozen=True)
+class _HeldOut:
+    """Atoms held out from all members.
+
+    :param atoms: (a,) mask.
+    :param deviation: (h,) of the committee, eV/Å.
+    :param group: (h,) row of each.
+    """
+
+    atoms: np.ndarray
+    deviation: np.ndarray
+    group: np.ndarray
+
+
+def _held_out(members: Mapping[str, Parity]) -> _HeldOut:
     if len(members) < 2:
         raise InvalidInputError(f"a deviation needs at least two members, got {len(members)}: {list(members)}")
     first = next(iter(members.values()))
@@ -74,15 +127,8 @@ def calibrate_members(members: Mapping[str, Parity], *, level: float = 0.9, seed
     deviation = force_deviation(np.stack([member.forces_predicted for member in members.values()]))
     rows = np.repeat(np.arange(len(first.natoms)), first.natoms)
     atoms = (held_out_rows(members) & (first.natoms > 1))[rows]
-    return {
-        name: calibrate(
-            deviation[atoms],
-            (member.forces_predicted - member.forces_reference)[atoms],
-            member.numbers[atoms],
-            level=level,
-            group=rows[atoms],
-            region=None if member.novelty is None else np.where(member.novelty[atoms] <= 1.0, INSIDE, OUTSIDE),
-            seed=seed,
-        )
-        for name, member in members.items()
-    }
+    return _HeldOut(atoms=atoms, deviation=deviation[atoms], group=rows[atoms])
+
+
+def _errors(member: Parity) -> np.ndarray:
+    return member.forces_predicted - member.forces_reference
