@@ -48,8 +48,12 @@ class AseLabelCalculation(CalcJob):
         spec.input("metadata.options.output_filename", valid_type=str, default="aiida-mlip-label.out")
         spec.input("metadata.options.resources", valid_type=dict, default=lambda: {"num_machines": 1})
         spec.input("metadata.options.withmpi", valid_type=bool, default=False)
-        spec.exit_code(300, "ERROR_OUTPUT_MISSING", message="The job left no labels and no report.")
-        spec.exit_code(301, "ERROR_OUTPUT_TRUNCATED", message="The labels cannot be read: {reason}")
+        spec.exit_code(
+            300, "ERROR_OUTPUT_MISSING", message="The job left no labels and no report.", invalidates_cache=True
+        )
+        spec.exit_code(
+            301, "ERROR_OUTPUT_TRUNCATED", message="The labels cannot be read: {reason}", invalidates_cache=True
+        )
         spec.exit_code(310, "ERROR_CALCULATOR", message="The calculator could not be started: {reason}")
         spec.exit_code(
             400,

@@ -78,8 +78,15 @@ class EvaluateCalculation(CalcJob):
         spec.exit_code(210, "ERROR_INVALID_INPUT", message="The program refused its input: {message}")
         spec.exit_code(211, "ERROR_SPECIES_NOT_COVERED", message="The potential lacks species: {message}")
         spec.exit_code(212, "ERROR_MODEL_NOT_LOADED", message="The model could not be loaded: {message}")
-        spec.exit_code(300, "ERROR_OUTPUT_MISSING", message="No {name}: the program was interrupted or crashed. {end}")
-        spec.exit_code(301, "ERROR_OUTPUT_UNREADABLE", message="The output cannot be used: {message}")
+        spec.exit_code(
+            300,
+            "ERROR_OUTPUT_MISSING",
+            invalidates_cache=True,
+            message="No {name}: the program was interrupted or crashed. {end}",
+        )
+        spec.exit_code(
+            301, "ERROR_OUTPUT_UNREADABLE", message="The output cannot be used: {message}", invalidates_cache=True
+        )
         spec.exit_code(302, "ERROR_ALL_FRAMES_FAILED", message="None of the {n} frames could be predicted.")
         spec.exit_code(400, "ERROR_OUT_OF_WALLTIME", message="The job ran out of walltime.", invalidates_cache=True)
         spec.exit_code(

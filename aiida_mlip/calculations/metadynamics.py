@@ -92,8 +92,10 @@ class MetadynamicsCalculation(CalcJob):
         spec.exit_code(211, "ERROR_SPECIES_NOT_COVERED", message="The potential lacks species: {message}")
         spec.exit_code(212, "ERROR_MODEL_NOT_LOADED", message="The model could not be loaded: {message}")
         spec.exit_code(213, "ERROR_ENGINE_MISSING", message="The engine is not installed there: {message}")
-        spec.exit_code(300, "ERROR_OUTPUT_MISSING", message="The job left no report. {end}")
-        spec.exit_code(301, "ERROR_OUTPUT_UNREADABLE", message="The output cannot be used: {message}")
+        spec.exit_code(300, "ERROR_OUTPUT_MISSING", message="The job left no report. {end}", invalidates_cache=True)
+        spec.exit_code(
+            301, "ERROR_OUTPUT_UNREADABLE", message="The output cannot be used: {message}", invalidates_cache=True
+        )
         spec.exit_code(302, "ERROR_NO_FRAMES", message="Not one frame was recorded: {message}")
         spec.exit_code(
             400,

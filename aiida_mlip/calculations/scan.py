@@ -16,7 +16,8 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
 from aiida_mlip.io.evaluation import ANSWER, MODEL, REQUEST, STATISTICS
-from aiida_mlip.io.scan import CANDIDATES, ENVIRONMENTS, ScanRequest
+from aiida_mlip.io.fragments import HostCrystal
+from aiida_mlip.io.scan import CANDIDATES, ENVIRONMENTS, FRAGMENT_NOVELTY, FRAGMENTS, ScanRequest
 from aiida_mlip.protocols.model import validate_spec
 from aiida_mlip.protocols.scan import ScanSettings
 
@@ -47,6 +48,13 @@ class ScanCalculation(CalcJob):
             validator=_validate_settings,
             help="`frame`, `threshold`, `max_candidates`, `max_atoms`, ...: see aiida_mlip.protocols.scan.",
         )
+        spec.input_namespace(
+            "hosts",
+            dynamic=True,
+            valid_type=orm.StructureData,
+            required=False,
+            help="Crystals that the frame is made of, for `settings.fragments`; tried in the order of their names.",
+        )
         spec.inputs.validator = _validate_inputs
         options = spec.inputs["metadata"]["options"]
         options["parser_name"].default = "aiida_mlip.scan"
@@ -67,13 +75,32 @@ class ScanCalculation(CalcJob):
             required=False,
             help="One row per candidate: `atom`, `id`, `number`, `position`, `novelty`, `features`.",
         )
+        spec.output(
+            "fragments",
+            valid_type=DatasetData,
+            required=False,
+            help="With `settings.fragments`: those that are fit to be labelled, with parent frame id and atoms.",
+        )
+        spec.output(
+            "fragment_grades",
+            valid_type=orm.ArrayData,
+            required=False,
+            help="Of their atoms: `frame_id` (n, 16), `novelty` (a,).",
+        )
         spec.default_output_node = "summary"
 
         spec.exit_code(210, "ERROR_INVALID_INPUT", message="The program refused its input: {message}")
         spec.exit_code(211, "ERROR_SPECIES_NOT_COVERED", message="The potential lacks species: {message}")
         spec.exit_code(212, "ERROR_MODEL_NOT_LOADED", message="The model could not be loaded: {message}")
-        spec.exit_code(300, "ERROR_OUTPUT_MISSING", message="No {name}: the program was interrupted or crashed. {end}")
-        spec.exit_code(301, "ERROR_OUTPUT_UNREADABLE", message="The output cannot be used: {message}")
+        spec.exit_code(
+            300,
+            "ERROR_OUTPUT_MISSING",
+            message="No {name}: the program was interrupted or crashed. {end}",
+            invalidates_cache=True,
+        )
+        spec.exit_code(
+            301, "ERROR_OUTPUT_UNREADABLE", message="The output cannot be used: {message}", invalidates_cache=True
+        )
         spec.exit_code(400, "ERROR_OUT_OF_WALLTIME", message="The job ran out of walltime.", invalidates_cache=True)
         spec.exit_code(
             401, "ERROR_OUT_OF_MEMORY", message="The job ran out of memory, or was killed.", invalidates_cache=True
@@ -87,6 +114,7 @@ class ScanCalculation(CalcJob):
             file=name,
             sha256=potential.sha256,
             species=tuple(potential.species),
+            hosts=tuple(_host_crystal(node) for _, node in sorted(self.inputs.get("hosts", {}).items())),
             **settings.model_dump(exclude={"file"}),
         )
         folder.create_file_from_filelike(io.BytesIO(request.model_dump_json(indent=1).encode()), REQUEST, "wb")
@@ -109,7 +137,7 @@ class ScanCalculation(CalcJob):
             source = str(PurePosixPath(remote.get_remote_path()) / str(settings.file))
             info.remote_symlink_list = [(remote.computer.uuid, source, name)]
         info.retrieve_list = [ANSWER, self.options.output_filename]
-        info.retrieve_temporary_list = [CANDIDATES, ENVIRONMENTS]
+        info.retrieve_temporary_list = [CANDIDATES, ENVIRONMENTS, FRAGMENTS, FRAGMENT_NOVELTY]
         return info
 
 
@@ -119,6 +147,15 @@ def settings_of(inputs: Mapping[str, Any]) -> ScanSettings:
     :raises ProtocolError: unknown key or value.
     """
     return validate_spec(ScanSettings, inputs["settings"].get_dict() if "settings" in inputs else {}, where="settings")
+
+
+def _host_crystal(structure: orm.StructureData) -> HostCrystal:
+    atoms = structure.get_ase()
+    return HostCrystal(
+        numbers=tuple(atoms.numbers.tolist()),
+        positions=tuple(atoms.positions.tolist()),
+        cell=tuple(atoms.cell.array.tolist()),
+    )
 
 
 def file_name(inputs: Mapping[str, Any], settings: ScanSettings) -> str:
@@ -144,6 +181,13 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
         settings = settings_of(inputs)
         if "remote" in inputs and settings.file is None:
             return "settings.file: name the file in the remote folder"
+        if settings.fragments is not None:
+            settings.fragments.limits(where="settings.fragments")
+            settings.fragments.acceptance()
+            if settings.fragments.completion == "crystal" and not inputs.get("hosts"):
+                return "hosts: missing, settings.fragments.completion crystal needs the crystal"
+        elif inputs.get("hosts"):
+            return "hosts: only fragments are completed to them, and settings.fragments is not given"
         if inputs["potential"].grades() is None:
             return f"potential <{inputs['potential'].uuid}> has no grades: nothing can be told from its features"
         with inputs["potential"].open_package():

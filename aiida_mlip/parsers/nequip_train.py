@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 from aiida import orm
@@ -18,6 +19,9 @@ from aiida_mlip.io.nequip_output import Curves, Ending, data_statistics, read_me
 from aiida_mlip.io.nequip_script import HISTORY_DIR, PACKAGE_FILE, PACKAGE_LOG, STATUS_FILE, STDERR, read_status
 from aiida_mlip.kernel.splits import Part
 from aiida_mlip.protocols.train import TrainSettings, train_settings
+
+#: Exit status of a shell's command from which on a signal has ended it.
+_BY_SIGNAL: Final[int] = 128
 
 
 class NequipTrainParser(Parser):
@@ -52,6 +56,8 @@ class NequipTrainParser(Parser):
         if len(curves):
             self.out("curves", _curves_node(curves))
         no_package = self._package(config, summary, settings)
+        if no_package is not None and _was_interrupted(status):
+            ending = Ending.INTERRUPTED if ending in (Ending.COMPLETED, Ending.STOPPED_EARLY) else ending
         return self._exit_code(ending, curves, summary, no_package, log, settings)
 
     # -- outputs -----------------------------------------------------------------------------------------------
@@ -176,6 +182,12 @@ def _curves_node(curves: Curves) -> orm.ArrayData:
     for name, values in curves.values.items():
         node.set_array(name, values)
     return node
+
+
+def _was_interrupted(status: Mapping[str, str]) -> bool:
+    """Whether the job did not come to its end: its script, or the packaging of the best checkpoint, was killed."""
+    packaged = status.get("package", "137" if "best" in status else "0")
+    return "train" not in status or (packaged.isdigit() and int(packaged) >= _BY_SIGNAL)
 
 
 def _last_line(text: str) -> str:

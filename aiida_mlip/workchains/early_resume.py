@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from aiida.engine import ProcessState, WorkChain
+from aiida.engine import ProcessState
+
+from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 
 
-class EarlyResumeWorkChain(WorkChain):
+class EarlyResumeWorkChain(SubmitOnceWorkChain):
     """WorkChain whose step is left as soon as :meth:`has_reason_to_go_on`, not only when all its children have ended.
 
     AiiDA resumes a workchain when *all* children of a step have ended, so that one slow child leaves the machine idle.

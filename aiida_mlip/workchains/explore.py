@@ -6,24 +6,36 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from aiida import orm
-from aiida.engine import ExitCode, ProcessBuilder, WorkChain, if_, while_
+from aiida.engine import CalcJob, ExitCode, ProcessBuilder, if_, while_
 
 from aiida_mlip.calculations.explore import ExploreCalculation, validate_explore_inputs
 from aiida_mlip.calculations.functions.explore import join_explorations
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.protocols.explore import resolved_spec
+from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 
 DEFAULT_MAX_JOBS: Final[int] = 20
 ONE_CORE: Final[dict[str, int]] = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
 _CODES = ExploreCalculation.exit_codes
+#: How a job ends that something from outside has ended; and how often in a row one is begun again that got nowhere.
+_INTERRUPTED: Final[frozenset[int]] = frozenset(
+    code.status
+    for code in (
+        _CODES.ERROR_OUTPUT_MISSING,
+        _CODES.ERROR_OUTPUT_UNREADABLE,
+        _CODES.ERROR_OUT_OF_WALLTIME,
+        CalcJob.exit_codes.ERROR_SCHEDULER_NODE_FAILURE,
+    )
+)
+MAX_AGAIN: Final[int] = 1
 #: Inputs that are handed to the job as they are.
 _PASSED_ON: Final[tuple[str, ...]] = ("structures", "spec", "potential", "engine_input")
 #: Outputs that several jobs add to.
 _JOINED: Final[tuple[str, ...]] = ("dataset", "series", "selected", "grades")
 
 
-class ExploreWorkChain(WorkChain):
+class ExploreWorkChain(SubmitOnceWorkChain):
     """Frames from dynamics, relaxations or Monte Carlo with a potential or any ASE calculator.
 
     Entry point ``aiida_mlip.explore``. The specification is documented in :mod:`aiida_mlip.protocols.explore`. A job
@@ -115,6 +127,7 @@ class ExploreWorkChain(WorkChain):
         """Nothing has run yet."""
         self.ctx.jobs = []  # uuids of the jobs, in order
         self.ctx.go_on = True
+        self.ctx.in_vain = 0  # jobs in a row that something ended before they got anywhere
         self.ctx.problem = None  # (exit status, reason) of a job that nothing goes on from
         self.ctx.joined = None
 
@@ -131,8 +144,8 @@ class ExploreWorkChain(WorkChain):
                 builder[name] = self.inputs[name]
         for name, member in self.inputs.get("committee", {}).items():
             builder.committee[name] = member
-        if self.ctx.jobs:
-            builder.checkpoint = orm.load_node(self.ctx.jobs[-1]).outputs.checkpoint
+        if (checkpoint := self._last_checkpoint()) is not None:
+            builder.checkpoint = checkpoint
         elif "restart" in self.inputs:
             builder.restart = self.inputs.restart
         if "options" in self.inputs:
@@ -149,14 +162,18 @@ class ExploreWorkChain(WorkChain):
         if node.is_finished_ok:
             return
         self.report(f"{node.process_label}<{node.pk}> ended with exit status {node.exit_status}: {node.exit_message}")
-        if "summary" not in node.outputs:
+        going = "summary" in node.outputs and node.outputs.summary["status"] in ("walltime", "running")
+        if going and "checkpoint" in node.outputs:
+            self.ctx.in_vain = 0  # a job that leaves a checkpoint has done at least one chunk of steps
+        elif node.exit_status in _INTERRUPTED and self.ctx.in_vain < MAX_AGAIN:
+            self.ctx.in_vain += 1
+        else:
             self.ctx.problem = [node.exit_status, node.exit_message or str(node.process_state)]
-        elif node.outputs.summary["status"] not in ("walltime", "running") or "checkpoint" not in node.outputs:
-            self.ctx.problem = [node.exit_status, node.exit_message]
-        elif len(self.ctx.jobs) >= self._max_jobs:
+            return
+        if len(self.ctx.jobs) >= self._max_jobs:
             self.ctx.problem = [_CODES.ERROR_OUT_OF_WALLTIME.status, node.exit_message]
         else:
-            self.ctx.go_on = True  # a job that leaves a checkpoint has done at least one chunk of steps
+            self.ctx.go_on = True
 
     def has_several_jobs(self) -> bool:
         """Whether there is more than one job to join."""
@@ -200,6 +217,12 @@ class ExploreWorkChain(WorkChain):
     @property
     def _max_jobs(self) -> int:
         return int(self.inputs.max_jobs.value) if "max_jobs" in self.inputs else DEFAULT_MAX_JOBS
+
+    def _last_checkpoint(self) -> orm.SinglefileData | None:
+        for uuid in reversed(self.ctx.jobs):
+            if "checkpoint" in (outputs := orm.load_node(uuid).outputs):
+                return outputs.checkpoint
+        return None
 
     def _pass_on(self, uuid: str, names: tuple[str, ...]) -> None:
         outputs = orm.load_node(uuid).outputs

@@ -13,7 +13,13 @@ from aiida.engine.processes.workchains.workchain import WorkChainSpec
 from aiida.plugins import WorkflowFactory
 
 from aiida_mlip.calculations.ase_label import AseLabelCalculation
-from aiida_mlip.calculations.functions.label import assemble_labels, collect_labels, plan_labels, prepare_labels
+from aiida_mlip.calculations.functions.label import (
+    assemble_labels,
+    collect_labels,
+    plan_labels,
+    prepare_labels,
+    rest_of_batch,
+)
 from aiida_mlip.calculations.functions.qe_labels import kpoints_label, parameters_label
 from aiida_mlip.data.batches import parse_batch
 from aiida_mlip.data.dataset import DatasetData
@@ -37,6 +43,18 @@ from aiida_mlip.workchains.label_inputs import (
 )
 
 PwBaseWorkChain = WorkflowFactory("quantumespresso.pw.base")
+#: How a job ends that something from outside has ended; and how often in a row one is begun again that got nowhere.
+_INTERRUPTED: Final[frozenset[int]] = frozenset(
+    code.status
+    for code in (
+        AseLabelCalculation.exit_codes.ERROR_OUTPUT_MISSING,
+        AseLabelCalculation.exit_codes.ERROR_OUTPUT_TRUNCATED,
+        AseLabelCalculation.exit_codes.ERROR_INTERRUPTED,
+        AseLabelCalculation.exit_codes.ERROR_SCHEDULER_OUT_OF_WALLTIME,
+        AseLabelCalculation.exit_codes.ERROR_SCHEDULER_NODE_FAILURE,
+    )
+)
+MAX_AGAIN: Final[int] = 1
 PW_BASE: Final[str] = "aiida.workflows:quantumespresso.pw.base"
 
 
@@ -234,6 +252,8 @@ class LabelWorkChain(EarlyResumeWorkChain):
             self.ctx.batches[batch]["found"][str(index)] = pk
             if not node.is_finished_ok:
                 self.report(f"{node.process_label}<{pk}> ({node.label}) failed with exit status {node.exit_status}")
+            if self._goes_on(batch, node):
+                continue
             self.ctx.n_failed += _n_failed(node)
         for batch, entry in enumerate(self.ctx.batches):
             if entry["result"] is None and len(entry["found"]) == entry["n"]:
@@ -248,10 +268,11 @@ class LabelWorkChain(EarlyResumeWorkChain):
         for i, entry in enumerate(self.ctx.batches):
             if entry["result"] is None and entry["found"]:
                 self._collect(i)
-            if entry["result"] is not None:
-                outputs = orm.load_node(entry["result"]).outputs
-                sources[f"part_{i:04d}"] = outputs.dataset
-                sources[f"report_{i:04d}"] = outputs.report
+            left = entry["interrupted"] + ([] if entry["result"] is None else [entry["result"]])
+            for j, pk in enumerate(left):
+                outputs = orm.load_node(pk).outputs
+                sources[f"part_{i:04d}_{j:02d}"] = outputs.dataset
+                sources[f"report_{i:04d}_{j:02d}"] = outputs.report
         if self.ctx.isolated is not None:
             sources["isolated"] = orm.load_node(self.ctx.isolated)
         sources |= {f"earlier_{i:03d}": orm.load_node(uuid) for i, uuid in enumerate(self.ctx.earlier)}
@@ -299,7 +320,16 @@ class LabelWorkChain(EarlyResumeWorkChain):
         frames = self.inputs.dataset.uuid if content["source"] == "dataset" else self.ctx.isolated
         n = rows if engine == "qe" else 1
         entry = {"uuid": node.uuid, "frames": frames, "engine": engine, "n": n, "rows": rows}
-        self.ctx.batches.append({**entry, "prepared": None, "result": None, "found": {}, "reused": []})
+        left: dict[str, Any] = {
+            "prepared": None,
+            "result": None,
+            "found": {},
+            "reused": [],
+            "jobs": 0,
+            "in_vain": 0,
+            "interrupted": [],
+        }
+        self.ctx.batches.append({**entry, **left})
         self.ctx.queue += [[number, index] for index in range(n)]
         self.ctx.n_tasks += rows
 
@@ -355,22 +385,49 @@ class LabelWorkChain(EarlyResumeWorkChain):
         )
 
     def _start_ase(self, batch: int) -> orm.ProcessNode:
-        """Submit one job for all frames of a batch."""
+        """Submit one job for all frames of a batch, or for those that an interrupted job has left."""
         entry = self.ctx.batches[batch]
         node = orm.load_node(entry["uuid"])
         name = node.get_dict()["fidelity"]
+        entry["jobs"] += 1
+        again = f"_again_{entry['jobs'] - 1:02d}" if entry["jobs"] > 1 else ""
         return self.submit(
             AseLabelCalculation,
             code=self.inputs.codes.ase,
             dataset=orm.load_node(entry["frames"]),
             batch=node,
             metadata={
-                "label": f"{name}:{entry['rows']} frames",
+                "label": f"{name}:{len(node.get_dict()['rows'])} frames",
                 "description": SETTINGS + node.get_dict()["settings"],
                 "options": job_options(self.inputs, "ase"),
-                "call_link_label": f"label_{_identifier(name)}_batch_{batch:04d}",
+                "call_link_label": f"label_{_identifier(name)}_batch_{batch:04d}{again}",
             },
         )
+
+    def _goes_on(self, batch: int, node: orm.ProcessNode) -> bool:
+        """Queue what an interrupted job of the ASE engine has left: at once if it got anywhere, else once more."""
+        entry = self.ctx.batches[batch]
+        if entry["engine"] != "ase" or node.exit_status not in _INTERRUPTED or "report" not in node.outputs:
+            return False
+        rest, made = rest_of_batch.run_get_node(
+            orm.load_node(entry["uuid"]),
+            node.outputs.dataset,
+            metadata={"call_link_label": f"rest_of_batch_{batch:04d}_{entry['jobs']:02d}"},
+        )
+        if not made.is_finished_ok:
+            return False
+        if rest["batch"]["rows"] != orm.load_node(entry["uuid"])["rows"]:
+            entry["in_vain"] = 0
+            entry["interrupted"].append(node.pk)
+        elif entry["in_vain"] < MAX_AGAIN:
+            entry["in_vain"] += 1
+        else:
+            return False
+        entry["uuid"] = rest["batch"].uuid
+        entry["found"] = {}
+        self.ctx.queue.insert(0, [batch, 0])
+        self.report(f"{len(rest['batch']['rows'])} frames are left of batch {batch}: going on with them")
+        return True
 
     def _collect(self, batch: int) -> None:
         """Turn what the processes of a batch left into rows of a dataset."""

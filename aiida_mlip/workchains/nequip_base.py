@@ -11,11 +11,12 @@ from aiida.engine import BaseRestartWorkChain, ExitCode, ProcessHandlerReport, p
 from aiida_mlip.calculations.functions.train import lower_learning_rate, reduce_batch_size
 from aiida_mlip.calculations.nequip_train import NequipTrainCalculation
 from aiida_mlip.protocols.train import train_settings
+from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 
 _CODES = NequipTrainCalculation.exit_codes
 
 
-class NequipBaseWorkChain(BaseRestartWorkChain):
+class NequipBaseWorkChain(SubmitOnceWorkChain, BaseRestartWorkChain):
     """Train one potential; go on after walltime, with smaller batches after lack of memory, slower after divergence.
 
     Entry point ``aiida_mlip.nequip_base``. A problem that no handler knows ends the workchain (``abort``); whatever
@@ -72,9 +73,12 @@ class NequipBaseWorkChain(BaseRestartWorkChain):
 
     @process_handler(priority=600, exit_codes=[_CODES.ERROR_WALLTIME, _CODES.ERROR_INCOMPLETE])
     def handle_walltime(self, node: orm.CalcJobNode) -> ProcessHandlerReport:
-        """Go on from the last checkpoint, as long as every run gets farther."""
+        """Go on from the last checkpoint, as long as every run gets farther; one that was killed may fail to, once."""
         summary = node.outputs.summary.get_dict()
         if not summary["has_checkpoint"] or summary["epochs"] <= self.ctx.epochs:
+            if node.exit_status == _CODES.ERROR_INCOMPLETE.status and not self._too_often("again", self.max_again):
+                self.report(f"NequipTrainCalculation<{node.pk}> was interrupted at once: once more")
+                return ProcessHandlerReport(do_break=True)
             return ProcessHandlerReport(do_break=True, exit_code=self.exit_codes.ERROR_NO_PROGRESS)
         if self._too_often("walltime", self.max_walltime):
             return ProcessHandlerReport(do_break=True, exit_code=self.exit_codes.ERROR_MAXIMUM_ITERATIONS_EXCEEDED)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from aiida import orm
 from aiida.common import AttributeDict
-from aiida.engine import ExitCode, ToContext, WorkChain, if_, while_
+from aiida.engine import ExitCode, ToContext, if_, while_
 
 from aiida_mlip.calculations.evaluate import EvaluateCalculation
 from aiida_mlip.calculations.functions.calibrate import calibrate, judge_potential
@@ -21,9 +21,21 @@ from aiida_mlip.kernel.training import split_for, training_fidelity
 from aiida_mlip.protocols.model import check_name
 from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workchains.nequip_base import NequipBaseWorkChain
+from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
+
+#: How an evaluation ends that something from outside has ended. Whoever kills for want of memory does not say so.
+_INTERRUPTED: Final[frozenset[int]] = frozenset(
+    code.status
+    for code in (
+        EvaluateCalculation.exit_codes.ERROR_OUTPUT_MISSING,
+        EvaluateCalculation.exit_codes.ERROR_OUTPUT_UNREADABLE,
+        EvaluateCalculation.exit_codes.ERROR_OUT_OF_MEMORY,
+        EvaluateCalculation.exit_codes.ERROR_SCHEDULER_NODE_FAILURE,
+    )
+)
 
 
-class TrainWorkChain(WorkChain):
+class TrainWorkChain(SubmitOnceWorkChain):
     """Train a committee of potentials on one dataset, and judge them on frames they have not seen.
 
     Entry point ``aiida_mlip.train``. Each potential comes with its errors, the grades of its training environments and
@@ -178,6 +190,7 @@ class TrainWorkChain(WorkChain):
         self.ctx.calibrations = {}
         self.ctx.failed_members = []
         self.ctx.failed_evaluations = []
+        self.ctx.evaluated_again = []
         self.ctx.ungraded = {}
         self.ctx.uncalibrated = None
 
@@ -263,7 +276,7 @@ class TrainWorkChain(WorkChain):
             if not node.is_finished_ok:
                 if node.exit_status == without_grades:
                     self.ctx.ungraded[name] = node.exit_message
-                else:
+                elif not self._evaluated_again(name, node):
                     self.ctx.failed_evaluations.append(name)
                 self.report(
                     f"{name}: EvaluateCalculation<{node.pk}> failed with exit status {node.exit_status}: "
@@ -326,6 +339,14 @@ class TrainWorkChain(WorkChain):
 
     # -- parts of steps ----------------------------------------------------------------------------------------
 
+    def _evaluated_again(self, name: str, node: orm.CalcJobNode) -> bool:
+        """Put an evaluation that something from outside has ended back into the queue, once."""
+        if node.exit_status not in _INTERRUPTED or name in self.ctx.evaluated_again:
+            return False
+        self.ctx.evaluated_again.append(name)
+        self.ctx.unevaluated.append(name)
+        return True
+
     def _planned(self, name: str) -> orm.Node:
         return orm.load_node(self.ctx.plan[name])
 
@@ -352,7 +373,10 @@ class TrainWorkChain(WorkChain):
                 "code": self.inputs.codes.evaluate,
                 "potential": orm.load_node(self.ctx.potentials[member]),
                 "settings": self._planned("external" if kind == "external" else "evaluation"),
-                "metadata": {"call_link_label": f"evaluate_{name}", "options": self._options("evaluate")},
+                "metadata": {
+                    "call_link_label": f"evaluate_{name}" + ("_again" if name in self.ctx.evaluated_again else ""),
+                    "options": self._options("evaluate"),
+                },
             }
         )
         if kind == "external":

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiida_mlip.cli.checks import Finding, perform
-from aiida_mlip.cli.checks.daemon import read_tasks
 from aiida_mlip.cli.mpi import PwBanner, read_rank_count
+from aiida_mlip.data.task_queue import read_tasks
 
 #: What the launcher of another MPI does to an OpenMPI pw.x: N serial copies, exit status of the last.
 WRONG_LAUNCHER = """#!/bin/bash

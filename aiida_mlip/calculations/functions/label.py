@@ -12,7 +12,7 @@ from typing import Final
 
 import numpy as np
 from aiida import orm
-from aiida.engine import calcfunction
+from aiida.engine import ExitCode, calcfunction
 
 from aiida_mlip.calculations.functions.qe_labels import Outcome, kpoints_label, outcome_of, parameters_label
 from aiida_mlip.data.batches import parse_batch, take_rows
@@ -149,6 +149,21 @@ def collect_labels(frames: DatasetData, batch: orm.Dict, **children: orm.Data) -
 
 
 @calcfunction
+def rest_of_batch(batch: orm.Dict, dataset: DatasetData) -> dict[str, orm.Data] | ExitCode:
+    """The frames of a batch that its job did not come to.
+
+    :param batch: what the job was given.
+    :param dataset: what it left; a frame that it came to has a cost.
+    :returns: ``batch``, or exit code 320 if nothing is left.
+    """
+    content = batch.get_dict()
+    left = np.flatnonzero(np.isnan(dataset.column("cost")))
+    if not len(left):
+        return ExitCode(320, "the job came to all frames of its batch")
+    return {"batch": orm.Dict({**content, "rows": [content["rows"][i] for i in left]})}
+
+
+@calcfunction
 def assemble_labels(dataset: DatasetData, plan: orm.Dict, **sources: orm.Data) -> dict[str, orm.Data]:
     """Put all labels, computed now or earlier, onto the frames of the dataset, one row per frame and fidelity.
 
@@ -171,7 +186,8 @@ def assemble_labels(dataset: DatasetData, plan: orm.Dict, **sources: orm.Data) -
         frames, tally = attach_labels(targets, name, [*new, *old])
         results.append(frames)
         mine = [report for report in reports if report["fidelity"] == name]
-        failures = [failure for report in mine for failure in report["failures"]]
+        failed = set(id_hex(frames.frame_id[~frames.labelled]))  # not those that a later job came to
+        failures = [failure for report in mine for failure in report["failures"] if failure["frame_id"] in failed]
         computed = sum(int(part.labelled.sum()) for part, _ in new) - sum(report["reused"] for report in mine)
         summary[name] = {
             "settings": settings,

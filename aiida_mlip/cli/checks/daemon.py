@@ -11,10 +11,10 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiida_mlip.cli.checks import Finding
+from aiida_mlip.data.task_queue import read_tasks, tasks_folder
 
 if TYPE_CHECKING:
     from aiida.brokers import Broker
@@ -98,18 +98,7 @@ def _read_broker(broker: Broker) -> tuple[str, dict[str, Any], tuple[int, ...]]:
     layout = ZeromqBrokerService.FilepathLayout(folder)
     kind = "up" if broker.check_service_reachable() else "down"
     status = json.loads(layout.status_file.read_text()) if layout.status_file.exists() else {}
-    return kind, status, read_tasks(layout.storage_path / "tasks")
-
-
-def read_tasks(folder: Path) -> tuple[int, ...]:
-    """Pks of the processes in a queue of the embedded broker, waiting and in work."""
-    pks = []
-    for path in [*folder.glob("pending/*.json"), *folder.glob("processing/*.json")]:
-        try:
-            pks.append(int(json.loads(path.read_text())["body"]["args"]["pid"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # taken out of the queue between the two calls, or no launch task
-    return tuple(pks)
+    return kind, status, read_tasks(tasks_folder())
 
 
 def check_daemon() -> Iterator[Finding]:
