@@ -134,6 +134,7 @@ class FragmentRecord(Settings):
     :param largest_buffer_novelty: largest γ of a buffer atom or cap.
     :param relaxed_because: what asked for a relaxation; empty: nothing did, every atom stands where it stood.
     :param steps: of the relaxation.
+    :param n_moved: atoms that it moved.
     :param fmax_ev_per_ang: largest force on a buffer atom, by the potential alone, in the end.
     """
 
@@ -149,6 +150,7 @@ class FragmentRecord(Settings):
     largest_buffer_novelty: float | None = None
     relaxed_because: str = ""
     steps: int = 0
+    n_moved: int = 0
     fmax_ev_per_ang: float | None = None
 
 

@@ -1,7 +1,8 @@
 """Messages of ``aiida-mlip-evaluate --scan``: grades of one large frame.
 
 Request ``input.json``; answer ``output.json``, and where candidates were found ``candidates.npz`` (their surroundings,
-a shard of frames) and ``environments.npz`` (one row of numbers for each).
+a shard of frames) and ``environments.npz`` (one row of numbers for each); where fragments were asked for and accepted
+``fragments.npz`` (a shard) and ``fragment_novelty.npy`` (γ of their atoms).
 """
 
 from __future__ import annotations
@@ -14,9 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from aiida_mlip.errors import FileFormatError
 from aiida_mlip.io.evaluation import MODEL, STATISTICS, read_model_request
+from aiida_mlip.io.fragments import FragmentKeys, HostCrystal
 from aiida_mlip.io.large_frames import Format
 from aiida_mlip.kernel.grade_histogram import DEFAULT_TOP, DEFAULT_WIDTH
 
+#: Shard of the fragments that were accepted, and (a,) γ of their atoms.
+FRAGMENTS: Final[str] = "fragments.npz"
+FRAGMENT_NOVELTY: Final[str] = "fragment_novelty.npy"
 CANDIDATES: Final[str] = "candidates.npz"
 ENVIRONMENTS: Final[str] = "environments.npz"
 NOVELTY: Final[str] = "novelty.npy"
@@ -48,6 +53,9 @@ class ScanRequest(BaseModel):
     :param histogram_width: of a bin.
     :param write_novelty: write γ of every atom, too.
     :param save_every_s: seconds between saved states.
+    :param fragments: cut the surroundings of the worst atoms out, complete and judge them here, and write those that
+        are fit to be labelled.
+    :param hosts: crystals that the frame is made of, for the completion of fragments.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -74,6 +82,8 @@ class ScanRequest(BaseModel):
     histogram_width: float = Field(default=DEFAULT_WIDTH, gt=0)
     write_novelty: bool = False
     save_every_s: float = Field(default=60.0, ge=0)
+    fragments: FragmentKeys | None = None
+    hosts: tuple[HostCrystal, ...] = ()
 
 
 def read_scan_request(path: Path) -> ScanRequest:

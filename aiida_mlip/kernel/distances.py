@@ -65,6 +65,35 @@ def closest_pair(
     :param reach: look for pairs up to this many times their limit.
     :returns: (ratio, i, j, distance in Å); (inf, -1, -1, inf) when no pair is within reach.
     """
+    i, j, d, ratio = _pairs(numbers, positions, cell, pbc, limits, reach)
+    if len(i) == 0:
+        return np.inf, -1, -1, np.inf
+    k = int(np.argmin(ratio))
+    return float(ratio[k]), int(i[k]), int(j[k]), float(d[k])
+
+
+def near_pairs(
+    numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: np.ndarray,
+    limits: np.ndarray,
+    *,
+    reach: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs nearer than ``reach`` times their limit, both directions: i (p,), j (p,) and distance over limit (p,).
+
+    Parameters as in :func:`closest_pair`.
+    """
+    i, j, _, ratio = _pairs(numbers, positions, cell, pbc, limits, reach)
+    near = ratio < reach
+    return i[near], j[near], ratio[near]
+
+
+def _pairs(
+    numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, limits: np.ndarray, reach: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs within the reach of the largest limit: i, j, distance (Å), distance over limit."""
     species = np.unique(numbers)
     cutoff = reach * float(limits[np.ix_(species, species)].max())
     # the box only serves the neighbour search, which wants a cell with volume
@@ -77,11 +106,7 @@ def closest_pair(
         numbers=np.asarray(numbers, dtype=np.int32),
         cutoff=cutoff,
     )
-    if len(i) == 0:
-        return np.inf, -1, -1, np.inf
-    ratio = d / limits[numbers[i], numbers[j]]
-    k = int(np.argmin(ratio))
-    return float(ratio[k]), int(i[k]), int(j[k]), float(d[k])
+    return i, j, d, d / limits[numbers[i], numbers[j]]
 
 
 def smallest_distances(frames: Frames, *, cutoff: float) -> np.ndarray:

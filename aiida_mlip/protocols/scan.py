@@ -8,12 +8,14 @@ from pydantic import Field
 
 from aiida_mlip.io.large_frames import Format
 from aiida_mlip.kernel.grade_histogram import DEFAULT_TOP, DEFAULT_WIDTH
+from aiida_mlip.protocols.fragment import FragmentSettings
 from aiida_mlip.protocols.model import SpecModel
 
 
 class ScanSettings(SpecModel):
     """How to scan; see :class:`aiida_mlip.io.scan.ScanRequest` for what each key means.
 
+    :param fragments: cut them out there, see :mod:`aiida_mlip.protocols.fragment`.
     :param file: name of the file in the remote folder, where the frame is not given as a file node.
     """
 
@@ -33,3 +35,4 @@ class ScanSettings(SpecModel):
     histogram_top: float = Field(default=DEFAULT_TOP, gt=0)
     histogram_width: float = Field(default=DEFAULT_WIDTH, gt=0)
     write_novelty: bool = False
+    fragments: FragmentSettings | None = None

@@ -19,7 +19,15 @@ from ase.optimize import FIRE
 from aiida_mlip.errors import ExternalProgramError, InvalidInputError
 from aiida_mlip.io.fragments import FragmentKeys, FragmentRecord
 from aiida_mlip.kernel.distances import pair_limits
-from aiida_mlip.kernel.fragments.acceptance import NEAR, AcceptanceLimits, Assessment, movable, why_refuse, why_relax
+from aiida_mlip.kernel.fragments.acceptance import (
+    NEAR,
+    AcceptanceLimits,
+    Assessment,
+    disturbed,
+    movable,
+    why_refuse,
+    why_relax,
+)
 from aiida_mlip.kernel.frames import Frames, id_hex
 from aiida_mlip.kernel.metadynamics.walls import PairWall
 from aiida_mlip.kernel.uncertainty.grades import Grades
@@ -105,9 +113,10 @@ class FragmentJudge:
         why = why_relax(state, self._limits)
         if self._settings.relax == "always" and why is None and state.movable.any():
             why = "it is always wanted"
-        steps = 0
+        steps, carved = 0, fragment.positions
         if why is not None and self._settings.relax != "never":
-            fragment, steps = self._relaxed(fragment, parent_novelty)
+            free = state.movable if self._settings.relax == "always" else disturbed(state, self._limits)
+            fragment, steps = self._relaxed(fragment, parent_novelty, free)
             state = self._assess(fragment, parent_novelty)
         reason = why_refuse(state, self._limits)
         record = record.model_copy(
@@ -119,6 +128,7 @@ class FragmentJudge:
                 "largest_buffer_novelty": _finite(state.largest_buffer_novelty),
                 "relaxed_because": why or "" if steps else "",
                 "steps": steps,
+                "n_moved": int((fragment.positions != carved).any(axis=1).sum()),
                 "fmax_ev_per_ang": _finite(state.largest_buffer_force),
             }
         )
@@ -148,15 +158,18 @@ class FragmentJudge:
             forces=self._calculator.forces(atoms),
         )
 
-    def _relaxed(self, fragment: Frames, parent_novelty: np.ndarray) -> tuple[Frames, int]:
-        """The fragment after the relaxation of its buffer, and how many steps it took.
+    def _relaxed(self, fragment: Frames, parent_novelty: np.ndarray, free: np.ndarray) -> tuple[Frames, int]:
+        """The fragment after the relaxation of some of its atoms, and how many steps it took.
 
-        The less the buffer moves the better, for every step takes it farther from what surrounded the core in the
+        The less of the buffer moves the better, for every step takes it farther from what surrounded the core in the
         parent: it ends once nothing asks for it any more, unless it is always wanted.
+
+        :param free: (a,) atoms that move.
         """
+        if not free.any():
+            return fragment, 0
         atoms = _bare(fragment)
-        free = movable(_region(fragment))
-        self._penalised.penalised = free
+        self._penalised.penalised = movable(_region(fragment))
         atoms.calc = BufferCalculator(self._penalised, PairWall(self._pairs, strength=REPULSION, onset=NEAR))
         atoms.set_constraint(FixAtoms(mask=~free))
         optimiser = FIRE(atoms, logfile=None)

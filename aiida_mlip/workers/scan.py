@@ -31,6 +31,7 @@ from aiida_mlip.kernel.grade_histogram import GradeHistogram
 from aiida_mlip.kernel.slabs import Slab, SlabDecomposition
 from aiida_mlip.workers.model_loading import load_model
 from aiida_mlip.workers.run_files import replace_file
+from aiida_mlip.workers.scan_fragments import cut_fragments
 from aiida_mlip.workers.slab_model import SlabModel, message_passing_layers
 
 #: Atoms that are remembered as candidates, for each that may be written.
@@ -164,9 +165,13 @@ def scan(folder: Path, request: ScanRequest, target: Target, *, read_s: float = 
             _tell(state, len(target.frame.numbers), now - started)
     wall = time.perf_counter() - started
     chosen = _choose(state.worst, target, request)
+    cut = {}
+    if request.fragments is not None and novelty is not None:
+        _save(folder, state, key, novelty)
+        cut = cut_fragments(folder, request, target.frame, novelty, target.model.grades)
     _write(folder, request, chosen, target, novelty)
     (folder / PARTIAL).unlink(missing_ok=True)
-    return _answer(request, target, state, chosen) | {
+    return _answer(request, target, state, chosen) | cut | {
         "resumed_slabs": resumed,
         "seconds": {"read": round(read_s, 3), **{k: round(v, 3) for k, v in target.model.seconds.items()},
                     "scan": round(wall, 3)},
@@ -215,7 +220,10 @@ def _write(folder: Path, request: ScanRequest, chosen: Worst, target: Target, no
     frame = target.frame
     if novelty is not None:
         novelty.flush()
-        os.replace(novelty.filename, folder / NOVELTY)  # type: ignore[arg-type]  # noqa: PTH105 - atomic; made from a path
+        if request.write_novelty:
+            os.replace(novelty.filename, folder / NOVELTY)  # type: ignore[arg-type]  # noqa: PTH105 - atomic; made from a path
+        else:
+            _novelty_draft(folder).unlink()
     if not len(chosen.atoms):
         return
     parent = np.frombuffer(frame_id(frame.numbers, frame.positions, frame.cell, frame.pbc), dtype=np.uint8)
@@ -292,7 +300,7 @@ def _save(folder: Path, state: State, key: str, novelty: np.memmap | None) -> No
 def _resume(folder: Path, request: ScanRequest, key: str) -> State:
     """State of an earlier run of the same scan; a new one where there is none, or it belongs to another."""
     fresh = State(GradeHistogram(top=request.histogram_top, width=request.histogram_width))
-    lost = request.write_novelty and not _novelty_draft(folder).exists()
+    lost = _keeps_novelty(request) and not _novelty_draft(folder).exists()
     if lost or not (folder / PARTIAL).exists():
         return fresh
     try:
@@ -314,8 +322,8 @@ def _resume(folder: Path, request: ScanRequest, key: str) -> State:
 
 
 def _novelty_file(folder: Path, request: ScanRequest, n: int, done: int) -> np.memmap | None:
-    """Grades of all atoms on disk, where they were asked for."""
-    if not request.write_novelty:
+    """Grades of all atoms on disk, where they were asked for or fragments are."""
+    if not _keeps_novelty(request):
         return None
     mode = "r+" if done else "w+"
     shape = None if done else (n,)
@@ -323,6 +331,10 @@ def _novelty_file(folder: Path, request: ScanRequest, n: int, done: int) -> np.m
     if mode == "w+":
         array[:] = np.nan
     return array
+
+
+def _keeps_novelty(request: ScanRequest) -> bool:
+    return request.write_novelty or request.fragments is not None
 
 
 def _novelty_draft(folder: Path) -> Path:

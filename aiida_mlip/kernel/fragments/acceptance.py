@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.kernel.distances import closest_pair, describe_pair, pair_limits
+from aiida_mlip.kernel.distances import closest_pair, describe_pair, near_pairs, pair_limits
 from aiida_mlip.kernel.fragments.fragment import Region
 
 #: A pair nearer than this many times its limit asks for a relaxation; where the repulsion of the relaxation begins.
@@ -19,6 +19,8 @@ NEAR: Final[float] = 1.1
 #: force of the parent: something was left without its neighbours, or two atoms were put together.
 FORCE_EXCESS: Final[float] = 3.0
 LEAST_FORCE: Final[float] = 2.0
+#: An atom with so many times the γ that it has in the parent has other surroundings than there.
+STRANGER: Final[float] = 1.25
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,27 @@ def why_relax(fragment: Assessment, limits: AcceptanceLimits) -> str | None:
     if fragment.largest_buffer_novelty > fragment.novelty_limit(limits):
         return f"a buffer atom with γ = {fragment.largest_buffer_novelty:.2f}"
     return None
+
+
+def disturbed(fragment: Assessment, limits: AcceptanceLimits) -> Bool[np.ndarray, "a"]:
+    """(a,) buffer atoms that the cut has put into trouble; these, and no others, are worth moving.
+
+    Those of a pair that is nearer than :data:`NEAR` times its limit, those with a force beyond all others, and, where
+    a buffer atom is too strange for the fragment to be accepted, all that are stranger than they were in the parent.
+    """
+    found = np.zeros(len(fragment.numbers), dtype=bool)
+    if not fragment.movable.any():
+        return found
+    table = pair_limits(limits.min_distance_ang)
+    i, _, _ = near_pairs(fragment.numbers, fragment.positions, fragment.cell, fragment.pbc, table, reach=NEAR)
+    found[i] = True
+    force = np.linalg.norm(fragment.forces, axis=1)
+    settled = float(force[~fragment.movable].max(initial=0.0))
+    found |= force > max(LEAST_FORCE, FORCE_EXCESS * settled)
+    if fragment.largest_buffer_novelty > fragment.novelty_limit(limits):
+        before = np.nan_to_num(fragment.parent_novelty, nan=0.0, posinf=np.inf)
+        found |= ~(fragment.novelty <= np.maximum(1.0, STRANGER * before))
+    return np.asarray(found & fragment.movable)
 
 
 def why_refuse(fragment: Assessment, limits: AcceptanceLimits) -> str | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
@@ -27,6 +30,23 @@ def choose_centres(
     :returns: indices of atoms; empty when none is above the threshold, which is good news.
     :raises InvalidInputError: shapes that do not fit, or a separation that is not positive.
     """
+    found = iterate_centres(grades, positions, cell, pbc, threshold=threshold, separation=separation)
+    return np.array(list(islice(found, limit)), dtype=int)
+
+
+def iterate_centres(
+    grades: Float[np.ndarray, "a"],
+    positions: Float[np.ndarray, "a 3"],
+    cell: Float[np.ndarray, "3 3"],
+    pbc: Bool[np.ndarray, "3"],
+    *,
+    threshold: float,
+    separation: float,
+) -> Iterator[int]:
+    """Atoms of :func:`choose_centres` one by one: in a frame of millions each costs a look at all above the threshold.
+
+    :raises InvalidInputError: shapes that do not fit, or a separation that is not positive.
+    """
     if len(grades) != len(positions):
         raise InvalidInputError(f"grades: one for each of {len(positions)} atoms, got {len(grades)}")
     if not separation > 0:
@@ -35,17 +55,13 @@ def choose_centres(
     candidates = np.flatnonzero(worst_first > threshold)
     candidates = candidates[np.lexsort((candidates, -worst_first[candidates]))]
     open_for = np.ones(len(candidates), dtype=bool)
-    chosen: list[int] = []
     for rank, atom in enumerate(candidates):
         if not open_for[rank]:
             continue
-        chosen.append(int(atom))
-        if limit is not None and len(chosen) >= limit:
-            break
+        yield int(atom)
         rest = np.flatnonzero(open_for)
         near = _within(positions[candidates[rest]], cell, pbc, positions[atom], separation)
         open_for[rest[near]] = False
-    return np.array(chosen, dtype=int)
 
 
 def _within(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, point: np.ndarray, radius: float) -> np.ndarray:

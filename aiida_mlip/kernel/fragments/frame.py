@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from jaxtyping import Float
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.distances import geometry
 from aiida_mlip.kernel.fragments.carve import carve
-from aiida_mlip.kernel.fragments.centres import choose_centres
+from aiida_mlip.kernel.fragments.centres import iterate_centres
 from aiida_mlip.kernel.fragments.fragment import Completion, Fragment, FragmentLimits, NoFragmentError
 from aiida_mlip.kernel.fragments.host import Host
 from aiida_mlip.kernel.frames import Frames, id_hex
@@ -42,6 +43,7 @@ def fragments_of_frame(
     most: int,
     completion: Completion | Literal["auto"] = "auto",
     hosts: Sequence[Host] = (),
+    tries: int | None = None,
 ) -> tuple[list[Fragment], list[Refusal]]:
     """Fragments around the atoms of a frame whose grade is above a threshold, worst first.
 
@@ -50,23 +52,24 @@ def fragments_of_frame(
     :param most: fragments, at most; refused centres do not count.
     :param completion: ``auto``: crystal by the first host that is found there, else disordered.
     :param hosts: crystals to look for, in this order.
+    :param tries: centres to try at most; None: all there are, until there are ``most`` fragments.
     :raises InvalidInputError: crystals without a host.
     :raises FrameTooSmallError: a frame smaller than the fragment.
     """
     if completion == "crystal" and not hosts:
         raise InvalidInputError("host: missing, completion to a crystal needs the crystal")
     shape = geometry(frames, row)
-    centres = choose_centres(grades, *shape[1:], threshold=threshold, separation=2 * limits.core_radius)
+    centres = iterate_centres(grades, *shape[1:], threshold=threshold, separation=2 * limits.core_radius)
     made: list[Fragment] = []
     refused: list[Refusal] = []
-    for atom in centres:
+    for atom in islice(centres, tries):
         if len(made) == most:
             break
-        outcome = _attempt(shape, int(atom), limits, completion, hosts)
+        outcome = _attempt(shape, atom, limits, completion, hosts)
         if isinstance(outcome, Fragment):
             made.append(outcome)
         else:
-            refused.append(Refusal(int(atom), float(grades[atom]), outcome))
+            refused.append(Refusal(atom, float(grades[atom]), outcome))
     return made, refused
 
 

@@ -61,8 +61,8 @@ def neighbourhood(
     # coordinates along the periodic vectors; the rest of the vector, if any, is left as it is
     inverse = np.linalg.pinv(cell[periodic]) if len(periodic) else np.zeros((3, 0))
     heights = 1 / np.linalg.norm(inverse, axis=0)
-    # wrapped to [-1/2, 1/2), an atom's images within the radius are at most so many cells away
-    reach = [range(-n, n + 1) for n in np.ceil(radius / heights + 0.5).astype(int)]
+    # wrapped to [-1/2, 1/2], an atom's images within the radius are at most so many cells away
+    reach = [range(-n, n + 1) for n in np.floor(radius / heights + 0.5 + 1e-9).astype(int)]
     images = list(product(*reach))
     shifts = np.array(images, dtype=float).reshape(len(images), len(periodic)) @ cell[periodic]
     found: list[tuple[np.ndarray, np.ndarray]] = []
