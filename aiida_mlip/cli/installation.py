@@ -34,6 +34,10 @@ CODES: dict[str, tuple[str, str, bool | None]] = {
 }
 
 
+#: Jobs that AiiDA takes from its cache: a campaign that is begun again repeats none that finished.
+REUSED = "aiida.calculations:aiida_mlip.*"
+
+
 @dataclass(frozen=True)
 class Action:
     """One thing that set-up looked after.
@@ -86,6 +90,14 @@ def set_journal_mode(database: Path, mode: str = "wal") -> None:
         raise InvalidInputError(f"{database}: journal mode is {got}, {mode} was asked for (a network file system?)")
 
 
+def reuses_nothing(name: str) -> bool:
+    """Whether a profile says nothing about caching, which leaves it off."""
+    from aiida.manage import get_config
+
+    options = ("caching.default_enabled", "caching.enabled_for", "caching.disabled_for")
+    return not any(get_config().get_option(option, scope=name) for option in options)
+
+
 def ensure_profile(name: str | None = None, *, dry_run: bool = False) -> Action:
     """Create or reuse a profile as ``verdi presto`` makes it (SQLite, embedded broker), in WAL mode, and load it.
 
@@ -117,6 +129,11 @@ def ensure_profile(name: str | None = None, *, dry_run: bool = False) -> Action:
         config.set_default_profile(name, overwrite=False)
         config.store()
         changes.append("created")
+    if reuses_nothing(name):
+        if not dry_run:
+            config.set_option("caching.enabled_for", [REUSED], scope=name)
+            config.store()
+        changes.append("finished jobs are reused")
     profile = config.get_profile(name)
     database = database_of(profile)
     if database is not None and journal_mode(database) != "wal":

@@ -400,6 +400,7 @@ class LabelWorkChain(EarlyResumeWorkChain):
                 "label": f"{name}:{len(node.get_dict()['rows'])} frames",
                 "description": SETTINGS + node.get_dict()["settings"],
                 "options": job_options(self.inputs, "ase"),
+                "disable_cache": not self._reuse,
                 "call_link_label": f"label_{_identifier(name)}_batch_{batch:04d}{again}",
             },
         )

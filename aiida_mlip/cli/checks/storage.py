@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from aiida_mlip.cli.checks import Finding
-from aiida_mlip.cli.installation import database_of, journal_mode
+from aiida_mlip.cli.installation import database_of, journal_mode, reuses_nothing
 
 #: Free space (GB) below which there is something to say, and below which something breaks soon.
 FEW_GB, TOO_FEW_GB = 10.0, 1.0
@@ -37,6 +37,9 @@ def check_profile(name: str | None) -> Iterator[Finding]:
     yield Finding("profile", "ok", f"{profile.name}: {profile.storage_backend}, AiiDA schema {storage.version_head()}")
     if get_config_option("caching.default_enabled"):
         yield Finding("caching", "note", "AiiDA may reuse a job that finished with a failure", "keep it off for pw.x")
+    elif reuses_nothing(profile.name):
+        message = "off: a campaign that is begun again trains and explores again"
+        yield Finding("caching", "note", message, f"aiida-mlip -p {profile.name} setup")
 
 
 def check_journal() -> Iterator[Finding]:
