@@ -203,6 +203,11 @@ class DatasetData(orm.Data):
     # -- reading -----------------------------------------------------------------------------------------------
 
     @property
+    def embedding(self) -> list[dict[str, Any]]:
+        """Measured embedding errors of fragments: ``uuid`` of the measurement, ``error_ev_per_ang``, ``buffer_ang``."""
+        return list(self.base.attributes.get("embedding", []))
+
+    @property
     def shard_names(self) -> list[str]:
         """File names (content hashes) in row order."""
         return [shard["name"] for shard in self.base.attributes.get("shards")]
@@ -214,14 +219,23 @@ class DatasetData(orm.Data):
             raise FileFormatError(f"DatasetData<{self.uuid}>: shard {name} does not match its content hash")
         return read_shard(io.BytesIO(data), source=f"DatasetData<{self.uuid}> shard {name[:12]}")
 
+    def shard_columns(
+        self, name: str, columns: Iterable[str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+        """Some columns of a shard (``natoms`` is always among them) and its name tables, without reading the rest.
+
+        :raises FileFormatError: a damaged shard.
+        """
+        path, source = f"{self._PREFIX}/{name}", f"DatasetData<{self.uuid}> shard {name[:12]}"
+        with self.base.repository.open(path, "rb") as handle:
+            tables = read_tables(handle, source=source)
+        with self.base.repository.open(path, "rb") as handle:
+            return read_columns(handle, columns, source=source), tables
+
     def _row_states(self, name: str) -> RowStates:
         """Of each row of a shard: see :func:`~aiida_mlip.kernel.labelling.row_states`."""
-        path, source = f"{self._PREFIX}/{name}", f"DatasetData<{self.uuid}>"
-        with self.base.repository.open(path, "rb") as handle:
-            table = read_tables(handle, source=source)["fidelities"]
-        with self.base.repository.open(path, "rb") as handle:
-            columns = read_columns(handle, ["frame_id", "fidelity", "failure"], source=source)
-        keys = label_keys(columns["frame_id"], columns["fidelity"], table)
+        columns, tables = self.shard_columns(name, ["frame_id", "fidelity", "failure"])
+        keys = label_keys(columns["frame_id"], columns["fidelity"], tables["fidelities"])
         return id_keys(columns["frame_id"]), keys, states_of(columns["fidelity"], columns["failure"])
 
     def iter_shards(self) -> Iterator[Frames]:

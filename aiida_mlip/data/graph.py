@@ -1,0 +1,216 @@
+"""Walks over large provenance graphs: what data flows into a node, and what flows out of it, in one query.
+
+The walk is one recursive query in which a node that was reached is never looked at again (``UNION``): its cost grows
+with the links, not with the paths as that of ``with_descendants`` does, nor with the depth as that of
+:func:`aiida.tools.graph.graph_traversers.traverse_graph`, which asks the database once per level. A campaign of 50
+rounds is 1000 levels deep. Works with the storages of AiiDA that are SQL databases, which all of them are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+from aiida import orm
+from aiida.common.links import LinkType
+from aiida.manage import get_manager
+from sqlalchemy import bindparam, text
+
+from aiida_mlip.data.roles import Role, role_of
+
+#: How data flows: from a calculation to what it made, from there into other calculations.
+DATA_FLOW: Final[tuple[LinkType, ...]] = (LinkType.CREATE, LinkType.INPUT_CALC)
+CALLS: Final[tuple[LinkType, ...]] = (LinkType.CALL_CALC, LinkType.CALL_WORK)
+#: Everything a node rests on, including the workflows that ran it.
+ALL_LINKS: Final[tuple[LinkType, ...]] = (*DATA_FLOW, *CALLS, LinkType.RETURN, LinkType.INPUT_WORK)
+_NODE: Final[str] = "node.id, node.uuid, node.node_type, node.process_type, node.label"
+_ENTRY_POINT: Final[str] = "aiida."
+#: What workflows of this package returned; as in :func:`walk`, links are to be looked up by node.
+_RETURNED: Final[str] = """
+    SELECT link.output_id FROM db_dbnode AS work JOIN db_dblink AS link ON link.input_id = work.id
+    WHERE work.process_type LIKE 'aiida.workflows:aiida_mlip.%' AND (link.type || '') = 'return'
+"""
+
+
+@dataclass(frozen=True)
+class NodeRef:
+    """What is said about a node where it is mentioned.
+
+    :param kind: ``DatasetData``, or the process: ``pw``, ``aiida_mlip.explore``, ``carve_fragments``.
+    :param name: its label, or the label of the call or link through which it was found.
+    """
+
+    pk: int
+    uuid: str
+    kind: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class NodeRow:
+    """A node as the database knows it, without its attributes."""
+
+    pk: int
+    uuid: str
+    node_type: str
+    process_type: str
+    label: str
+
+    @property
+    def is_process(self) -> bool:
+        """Whether it is a process."""
+        return self.node_type.startswith("process.")
+
+    @property
+    def role(self) -> Role:
+        """What it is for."""
+        return role_of(self.node_type, self.process_type)
+
+    @property
+    def ref(self) -> NodeRef:
+        """The same, for people."""
+        return NodeRef(self.pk, self.uuid, kind_of(self.node_type, self.process_type), self.label)
+
+
+def kind_of(node_type: str, process_type: str | None) -> str:
+    """What people call a node: its class, or the entry point or function of a process."""
+    if node_type.startswith("process.") and process_type:
+        if process_type.startswith(_ENTRY_POINT) and ":" in process_type:
+            return process_type.partition(":")[2]
+        return process_type.rpartition(".")[2]
+    return node_type.rstrip(".").rpartition(".")[2] or "Node"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which nodes of a walk are wanted one by one.
+
+    :param types: what their types begin with.
+    :param without: process types that are not wanted.
+    :param returned: what the types of nodes begin with that are wanted where a workflow of this package returned them.
+    """
+
+    types: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    returned: tuple[str, ...] = ()
+
+    def condition(self) -> tuple[str, dict[str, str]]:
+        """SQL about a ``node``, and its parameters."""
+        values = {f"type_{i}": f"{prefix}%" for i, prefix in enumerate(self.types)}
+        values |= {f"number_{i}": f"{prefix}%" for i, prefix in enumerate(self.returned)}
+        values |= {f"no_{i}": process_type for i, process_type in enumerate(self.without)}
+        types = _any("node.node_type LIKE :type_{}", len(self.types))
+        excluded = _any("node.process_type = :no_{}", len(self.without))
+        numbers = _any("node.node_type LIKE :number_{}", len(self.returned))
+        return f"({types} AND NOT coalesce({excluded}, 1 = 0)) OR ({numbers} AND node.id IN ({_RETURNED}))", values
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What a walk reached.
+
+    :param counts: (node type, process type) -> number of nodes.
+    :param nodes: those of the types that were asked for, in order of creation.
+    """
+
+    counts: dict[tuple[str, str], int]
+    nodes: tuple[NodeRow, ...]
+
+    @property
+    def n_nodes(self) -> int:
+        """Nodes in all, those included where the walk began."""
+        return sum(self.counts.values())
+
+
+def walk(
+    pks: Collection[int],
+    links: Sequence[LinkType],
+    *,
+    direction: Literal["forward", "backward"],
+    wanted: Wanted | None = None,
+) -> Reach:
+    """Follow links of these kinds from these nodes, which are reached themselves, as far as they go.
+
+    :param direction: ``forward``: along the links, ``backward``: against them.
+    :param wanted: nodes to return one by one; all others are only counted.
+    """
+    if not pks:
+        return Reach({}, ())
+    ahead, behind = ("output_id", "input_id") if direction == "forward" else ("input_id", "output_id")
+    condition, values = ("1 = 0", {}) if wanted is None else wanted.condition()
+    # || '': the database must look links up by node, not by their type, of which there are few
+    statement = f"""
+        WITH RECURSIVE reached(id) AS (
+            SELECT id FROM db_dbnode WHERE id IN :pks
+            UNION
+            SELECT link.{ahead} FROM reached JOIN db_dblink AS link ON link.{behind} = reached.id
+            WHERE (link.type || '') IN :links
+        ),
+        found AS MATERIALIZED (
+            SELECT {_NODE} FROM reached JOIN db_dbnode AS node ON node.id = reached.id
+        )
+        SELECT count(*), NULL, node.node_type, node.process_type, NULL FROM found AS node
+        GROUP BY node.node_type, node.process_type
+        UNION ALL
+        SELECT {_NODE} FROM found AS node WHERE {condition}
+    """  # noqa: S608 - names of columns
+    rows = _execute(
+        statement,
+        values,
+        pks=list(pks),
+        links=[link.value for link in links] or [""],
+    )
+    counts = {(row[2], row[3] or ""): int(row[0]) for row in rows if row[1] is None}
+    nodes = sorted((_node(row) for row in rows if row[1] is not None), key=lambda node: node.pk)
+    return Reach(counts, tuple(nodes))
+
+
+def nodes_with(pks: Collection[int]) -> list[NodeRow]:
+    """The nodes with these pks."""
+    if not pks:
+        return []
+    statement = f"SELECT {_NODE} FROM db_dbnode AS node WHERE node.id IN :pks ORDER BY node.id"  # noqa: S608 - columns
+    return [_node(row) for row in _execute(statement, pks=list(pks))]
+
+
+def neighbours(
+    pks: Collection[int], links: Sequence[LinkType], *, direction: Literal["forward", "backward"]
+) -> list[tuple[int, str, NodeRow]]:
+    """One step of a walk: (pk it starts from, label of the link, node) for each link."""
+    if not pks:
+        return []
+    ahead, behind = ("output_id", "input_id") if direction == "forward" else ("input_id", "output_id")
+    statement = f"""
+        SELECT {_NODE}, link.{behind}, link.label
+        FROM db_dblink AS link JOIN db_dbnode AS node ON node.id = link.{ahead}
+        WHERE link.{behind} IN :pks AND (link.type || '') IN :links ORDER BY link.id
+    """  # noqa: S608 - names of columns
+    rows = _execute(statement, pks=list(pks), links=[link.value for link in links])
+    return [(int(row[5]), str(row[6]), _node(row)) for row in rows]
+
+
+def nodes_of(uuids: Iterable[str]) -> dict[str, NodeRow]:
+    """The nodes with these uuids, those that are still in the profile."""
+    wanted = list(dict.fromkeys(uuids))
+    query = orm.QueryBuilder()
+    query.append(
+        orm.Node, filters={"uuid": {"in": wanted}}, project=["id", "uuid", "node_type", "process_type", "label"]
+    )
+    found = query.all() if wanted else []
+    return {row[1]: NodeRow(row[0], row[1], row[2], row[3] or "", row[4]) for row in found}
+
+
+def _execute(statement: str, values: dict[str, str] | None = None, **lists: list[Any]) -> list[Any]:
+    """Rows of a query with parameters, some of them lists."""
+    query = text(statement).bindparams(*(bindparam(name, expanding=True) for name in lists))
+    session = get_manager().get_profile_storage().get_session()
+    return list(session.execute(query, {**(values or {}), **lists}).fetchall())
+
+
+def _any(condition: str, n: int) -> str:
+    return "(" + (" OR ".join(condition.format(i) for i in range(n)) or "1 = 0") + ")"
+
+
+def _node(row: Sequence[Any]) -> NodeRow:
+    return NodeRow(int(row[0]), str(row[1]), row[2], row[3] or "", row[4] or "")

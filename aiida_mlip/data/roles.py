@@ -1,0 +1,51 @@
+"""What a process or node is for: label, simulation, training, property; told by its entry point, not by its files."""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.potential import PotentialData
+
+Role = Literal["dataset", "potential", "simulation", "label", "training", "property", "process", "data"]
+
+_JOB: Final[str] = "aiida.calculations:"
+#: Calculations that compute labels; pw.x may also have run dynamics.
+LABELS: Final[frozenset[str]] = frozenset({_JOB + "aiida_mlip.ase_label", _JOB + "quantumespresso.pw"})
+TRAININGS: Final[frozenset[str]] = frozenset({_JOB + "aiida_mlip.nequip_train"})
+#: Other jobs of ours that are no simulation.
+_EVALUATIONS: Final[frozenset[str]] = frozenset({_JOB + "aiida_mlip.evaluate"})
+#: Jobs that are none.
+NO_SIMULATIONS: Final[tuple[str, ...]] = tuple(sorted(LABELS | TRAININGS | _EVALUATIONS))
+#: What the type of a process, and of a job, begins with.
+PROCESS: Final[str] = "process."
+SIMULATION: Final[str] = "process.calculation.calcjob."
+#: Data that hold numbers a person may quote.
+NUMBERS: Final[tuple[str, ...]] = (
+    "data.core.dict.",
+    "data.core.float.",
+    "data.core.int.",
+    "data.core.array.",
+    "data.core.list.",
+)
+
+
+def role_of(node_type: str, process_type: str) -> Role:
+    """What a node of this type is for, see :class:`~aiida_mlip.data.graph.NodeRow`.
+
+    A job of another package, LAMMPS of aiida-lammps for example, counts as a simulation. A ``property`` is a number or
+    array; whether a workflow returned it, or it was only used inside, is for the caller to know.
+    """
+    if node_type.startswith(DatasetData.class_node_type):
+        return "dataset"
+    if node_type.startswith(PotentialData.class_node_type):
+        return "potential"
+    if not node_type.startswith(PROCESS):
+        return "property" if node_type.startswith(NUMBERS) else "data"
+    if process_type in LABELS:
+        return "label"
+    if process_type in TRAININGS:
+        return "training"
+    if process_type in _EVALUATIONS or not node_type.startswith(SIMULATION):
+        return "process"
+    return "simulation"

@@ -1,0 +1,172 @@
+"""Taint: what rests on a label, a frame, a calculation or any other node, should it turn out to be wrong.
+
+The data flow of the graph is followed to its end, so nothing is left out. How a dataset or a potential rests on it is
+told by the rows: a dataset may *hold* a label, or only come after it; a potential may have been *trained* on it, or
+have met it in its held-out part, or only come after it: its training set was found with an earlier potential.
+
+>>> from aiida_mlip.data.taint import taint, taint_frame
+>>> found = taint_frame("3fa2c1", fidelity="pbe")  # doctest: +SKIP
+>>> [each.node.uuid for each in found.potentials if each.how == "trained"]  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+from aiida import orm
+from aiida.common.links import LinkType
+
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.frame_index import FrameIndex, Row
+from aiida_mlip.data.graph import CALLS, DATA_FLOW, NodeRef, NodeRow, Reach, Wanted, neighbours, nodes_with, walk
+from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.data.roles import NO_SIMULATIONS, NUMBERS, PROCESS, SIMULATION, Role, role_of
+from aiida_mlip.data.trainings import parts_by_potential
+from aiida_mlip.errors import InvalidInputError
+
+How = Literal["holds", "trained", "held out", "follows"]
+_WANTED: Final[Wanted] = Wanted(
+    types=(DatasetData.class_node_type, PotentialData.class_node_type, SIMULATION),
+    without=NO_SIMULATIONS,
+    returned=NUMBERS,
+)
+
+
+@dataclass(frozen=True)
+class Tainted:
+    """A node that rests on the target.
+
+    :param how: ``holds``: a dataset with the label or frame in it; ``trained``: a potential whose training or
+        validation part had it; ``held out``: a potential that was only judged with it; ``follows``: any other way.
+    """
+
+    node: NodeRef
+    how: How
+
+
+@dataclass(frozen=True)
+class Taint:
+    """Result of :func:`taint`.
+
+    :param target: what was asked about.
+    :param n_rows: rows of datasets, each counted once, that are concerned themselves.
+    :param properties: numbers that workflows returned: errors, summaries, properties; named by port and workflow.
+    :param labels: label calculations that came after it: of frames that simulations with its potentials found.
+    :param n_nodes: nodes of all kinds that rest on it.
+    """
+
+    target: str
+    n_rows: int
+    datasets: tuple[Tainted, ...]
+    potentials: tuple[Tainted, ...]
+    simulations: tuple[Tainted, ...]
+    properties: tuple[Tainted, ...]
+    labels: int
+    n_nodes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def taint(node: orm.Node, *, row: int | None = None, index: FrameIndex | None = None) -> Taint:
+    """Everything that rests on a node.
+
+    :param node: a calculation or workflow (with what it called): its labels and geometries are meant; or any data node.
+    :param row: one label of a calculation that made several, by its row in the calculation; or one row of a dataset.
+    :param index: an index that is open and fresh; None: the profile's, refreshed.
+    :raises InvalidInputError: ``row`` for another node, or a row that is not there.
+    """
+    if index is None:
+        with FrameIndex.open() as opened:
+            opened.refresh()
+            return taint(node, row=row, index=opened)
+    target = f"{type(node).__name__}<{node.pk}>" + ("" if row is None else f" row {row}")
+    if isinstance(node, orm.ProcessNode):
+        called = walk([node.pk], CALLS, direction="forward", wanted=Wanted(types=(PROCESS,))).nodes
+        rows = index.rows_labelled_by(process.uuid for process in called)
+        if row is None:
+            rows += index.rows_made_by(process.uuid for process in called)
+            return _follow(target, rows, called, index)
+        rows = [each for each in rows if max(each.label_row, 0) == row]
+        if not rows:
+            raise InvalidInputError(f"{target}: no dataset holds a label of this row of the calculation")
+        return _follow(target, rows, [], index)
+    if row is None:
+        return _follow(target, [], nodes_with([node.pk]), index)
+    if not isinstance(node, DatasetData):
+        raise InvalidInputError(f"row: {type(node).__name__}<{node.pk}> has no rows")
+    return _follow(target, [index.row_of(node.pk, row)], [], index)
+
+
+def taint_frame(frame_id: str, *, fidelity: str | None = None, index: FrameIndex | None = None) -> Taint:
+    """Everything that rests on a frame, or on its label at one level of theory.
+
+    :param frame_id: 32 hexadecimal digits, or as many of the first ones as are not ambiguous.
+    :param fidelity: the level of theory; None: the frame itself, and all its labels.
+    :param index: an index that is open and fresh; None: the profile's, refreshed.
+    :raises InvalidInputError: no such frame, several, or no label of it at this fidelity.
+    """
+    if index is None:
+        with FrameIndex.open() as opened:
+            opened.refresh()
+            return taint_frame(frame_id, fidelity=fidelity, index=opened)
+    name = index.find_one(frame_id)
+    rows = index.rows(name)
+    if fidelity is None:
+        return _follow(f"frame {name}", rows, [], index)
+    known = sorted({row.fidelity for row in rows if row.fidelity is not None})
+    if fidelity not in known:
+        there = f"it has labels at {', '.join(known)}" if known else "it has no labels"
+        raise InvalidInputError(f"frame {name[:8]} has no label at {fidelity!r}; {there}")
+    return _follow(f"label {fidelity}:{name}", [row for row in rows if row.fidelity == fidelity], [], index)
+
+
+def _follow(target: str, rows: Iterable[Row], nodes: Collection[NodeRow], index: FrameIndex) -> Taint:
+    """What rests on rows of datasets and on nodes.
+
+    :param rows: rows that are concerned, in any dataset.
+    :param nodes: nodes that are concerned as a whole.
+    """
+    rows = list({(row.shard, row.row): row for row in rows}.values())
+    held = index.datasets_with(rows)
+    trained = parts_by_potential(held, index)
+    reach = walk({*held, *(node.pk for node in nodes)}, DATA_FLOW, direction="forward", wanted=_WANTED)
+    asked = {node.pk for node in nodes}
+    by_role: dict[Role, list[NodeRow]] = {}
+    for node in reach.nodes:
+        if node.pk not in asked:
+            by_role.setdefault(node.role, []).append(node)
+    return Taint(
+        target=target,
+        n_rows=len({(row.frame_id, row.fidelity, row.label_uuid) for row in rows}),
+        datasets=tuple(
+            Tainted(node.ref, "holds" if node.pk in held else "follows") for node in by_role.get("dataset", ())
+        ),
+        potentials=tuple(Tainted(node.ref, _how(node.pk, trained)) for node in by_role.get("potential", ())),
+        simulations=tuple(Tainted(node.ref, "follows") for node in by_role.get("simulation", ())),
+        properties=_properties(by_role.get("property", ())),
+        labels=_count_labels(reach) - sum(node.role == "label" for node in nodes),
+        n_nodes=reach.n_nodes - len(nodes),
+    )
+
+
+def _how(potential: int, trained: Mapping[int, set[str]]) -> How:
+    parts = trained.get(potential)
+    if parts is None:
+        return "follows"
+    return "held out" if parts <= {"test", "unused"} else "trained"
+
+
+def _properties(nodes: Collection[NodeRow]) -> tuple[Tainted, ...]:
+    """Numbers, named by the port and the innermost of the workflows that returned them."""
+    names: dict[int, tuple[int, str]] = {}
+    for pk, label, work in neighbours([node.pk for node in nodes], (LinkType.RETURN,), direction="backward"):
+        names[pk] = max(names.get(pk, (0, "")), (work.pk, f"{label} of {work.ref.kind}<{work.pk}>"))
+    return tuple(Tainted(NodeRef(node.pk, node.uuid, node.ref.kind, names[node.pk][1]), "follows") for node in nodes)
+
+
+def _count_labels(reach: Reach) -> int:
+    return sum(n for types, n in reach.counts.items() if role_of(*types) == "label")
