@@ -146,7 +146,7 @@ class FrameIndex:
         """
         if self._is_current():
             return 0
-        present = dict(orm.QueryBuilder().append(DatasetData, project=["id", "uuid"]).all())
+        present = dict(orm.QueryBuilder().append(DatasetData, subclassing=False, project=["id", "uuid"]).all())
         known = dict(self._database.execute("SELECT pk, uuid FROM datasets"))
         stale = [(pk,) for pk, uuid in known.items() if present.get(pk) != uuid]
         new = sorted(pk for pk, uuid in present.items() if known.get(pk) != uuid)
@@ -172,9 +172,10 @@ class FrameIndex:
         self._database.execute(commit)
 
     def _is_current(self) -> bool:
-        query = orm.QueryBuilder().append(DatasetData, tag="data", project=["id", "uuid"])
+        exact = {"cls": DatasetData, "subclassing": False}  # equal, not LIKE: the database has an index for that
+        query = orm.QueryBuilder().append(**exact, tag="data", project=["id", "uuid"])
         last = query.order_by({"data": {"id": "desc"}}).limit(1).all()
-        count = orm.QueryBuilder().append(DatasetData).count() if last else 0
+        count = orm.QueryBuilder().append(**exact).count() if last else 0
         ours = self._database.execute("SELECT pk, uuid FROM datasets ORDER BY pk DESC LIMIT 1").fetchall()
         (n,) = self._database.execute("SELECT count(*) FROM datasets").fetchone()
         return n == count and [tuple(row) for row in last] == ours
@@ -306,17 +307,19 @@ class FrameIndex:
         labelled, failed, processes = self._database.execute(query, (pk,)).fetchone()
         return labelled or 0, failed or 0, processes
 
-    def parts(self, split: orm.ArrayData, member: int, rows: list[int]) -> list[int]:
+    def parts(self, split: str, member: int, rows: list[int]) -> list[int]:
         """Parts of a training, see :class:`~aiida_mlip.kernel.splits.Part`, that rows of its dataset were in.
 
-        The split is read once; nothing is returned where it does not say.
+        :param split: uuid of the split, which is read once.
+
+        Nothing is returned where it does not say.
         """
-        key = (split.uuid, member)
+        key = (split, member)
         found = self._database.execute("SELECT parts FROM parts WHERE split = ? AND member = ?", key).fetchone()
         if found is None:
             try:
-                values = split.get_array(f"member_{member}")
-            except (KeyError, OSError):
+                values = orm.load_node(split).get_array(f"member_{member}")
+            except (KeyError, OSError, AttributeError):
                 return []
             found = (np.ascontiguousarray(values, dtype=np.int8).tobytes(),)
             with self._database:

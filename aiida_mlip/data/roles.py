@@ -9,17 +9,17 @@ from aiida_mlip.data.potential import PotentialData
 
 Role = Literal["dataset", "potential", "simulation", "label", "training", "property", "process", "data"]
 
-_JOB: Final[str] = "aiida.calculations:"
+_CALCULATION: Final[str] = "aiida.calculations:"
 #: Calculations that compute labels; pw.x may also have run dynamics.
-LABELS: Final[frozenset[str]] = frozenset({_JOB + "aiida_mlip.ase_label", _JOB + "quantumespresso.pw"})
-TRAININGS: Final[frozenset[str]] = frozenset({_JOB + "aiida_mlip.nequip_train"})
+LABELS: Final[frozenset[str]] = frozenset({_CALCULATION + "aiida_mlip.ase_label", _CALCULATION + "quantumespresso.pw"})
+TRAININGS: Final[frozenset[str]] = frozenset({_CALCULATION + "aiida_mlip.nequip_train"})
 #: Other jobs of ours that are no simulation.
-_EVALUATIONS: Final[frozenset[str]] = frozenset({_JOB + "aiida_mlip.evaluate"})
+_EVALUATIONS: Final[frozenset[str]] = frozenset({_CALCULATION + "aiida_mlip.evaluate"})
 #: Jobs that are none.
 NO_SIMULATIONS: Final[tuple[str, ...]] = tuple(sorted(LABELS | TRAININGS | _EVALUATIONS))
 #: What the type of a process, and of a job, begins with.
 PROCESS: Final[str] = "process."
-SIMULATION: Final[str] = "process.calculation.calcjob."
+JOB: Final[str] = "process.calculation.calcjob."
 #: Data that hold numbers a person may quote.
 NUMBERS: Final[tuple[str, ...]] = (
     "data.core.dict.",
@@ -46,6 +46,6 @@ def role_of(node_type: str, process_type: str) -> Role:
         return "label"
     if process_type in TRAININGS:
         return "training"
-    if process_type in _EVALUATIONS or not node_type.startswith(SIMULATION):
+    if process_type in _EVALUATIONS or not node_type.startswith(JOB):
         return "process"
     return "simulation"

@@ -22,13 +22,13 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.frame_index import FrameIndex, Row
 from aiida_mlip.data.graph import CALLS, DATA_FLOW, NodeRef, NodeRow, Reach, Wanted, neighbours, nodes_with, walk
 from aiida_mlip.data.potential import PotentialData
-from aiida_mlip.data.roles import NO_SIMULATIONS, NUMBERS, PROCESS, SIMULATION, Role, role_of
+from aiida_mlip.data.roles import JOB, NO_SIMULATIONS, NUMBERS, PROCESS, Role, role_of
 from aiida_mlip.data.trainings import parts_by_potential
 from aiida_mlip.errors import InvalidInputError
 
 How = Literal["holds", "trained", "held out", "follows"]
 _WANTED: Final[Wanted] = Wanted(
-    types=(DatasetData.class_node_type, PotentialData.class_node_type, SIMULATION),
+    types=(DatasetData.class_node_type, PotentialData.class_node_type, JOB),
     without=NO_SIMULATIONS,
     returned=NUMBERS,
 )

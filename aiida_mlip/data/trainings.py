@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from aiida import orm
 from aiida.common.links import LinkType
 
-from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.frame_index import FrameIndex
-from aiida_mlip.data.graph import NodeRef, kind_of
-from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.data.graph import NodeRef, NodeRow, neighbours, nodes_with
+from aiida_mlip.data.roles import JOB
 from aiida_mlip.kernel.splits import PART_NAMES
 
 _UNUSED: Final[str] = "unused"
-_CREATE: Final[dict[str, str]] = {"type": LinkType.CREATE.value}
-_INPUT: Final[dict[str, str]] = {"type": LinkType.INPUT_CALC.value}
+_CREATE: Final[LinkType] = LinkType.CREATE
+_INPUT: Final[LinkType] = LinkType.INPUT_CALC
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def trainings_on(rows: Mapping[int, list[int]], index: FrameIndex) -> tuple[Trai
     """
     return tuple(
         Training(training.judged, training.calculation, training.dataset, number, part)
-        for training in _trainings(list(rows))
+        for training in _trainings(rows)
         for number, part in zip(
             rows[training.dataset.pk], _parts(index, training, rows[training.dataset.pk]), strict=True
         )
@@ -58,7 +57,7 @@ def parts_by_potential(rows: Mapping[int, list[int]], index: FrameIndex) -> dict
     :param rows: pk of a dataset -> row numbers.
     """
     found: dict[int, set[str]] = {}
-    for training in _trainings(list(rows)):
+    for training in _trainings(rows):
         parts = set(_parts(index, training, rows[training.dataset.pk]))
         for potential in (training.fresh, training.judged):
             found.setdefault(potential.pk, set()).update(parts)
@@ -67,38 +66,41 @@ def parts_by_potential(rows: Mapping[int, list[int]], index: FrameIndex) -> dict
 
 @dataclass(frozen=True)
 class _Found:
-    """A training as the graph has it."""
+    """A training as the graph has it; ``split``: uuid of the split, and the number of its member."""
 
     dataset: NodeRef
     calculation: NodeRef
     fresh: NodeRef
     judged: NodeRef
-    split: tuple[orm.ArrayData, int] | None
+    split: tuple[str, int] | None
 
 
-def _trainings(datasets: list[int]) -> list[_Found]:
-    if not datasets:
-        return []
-    query = orm.QueryBuilder()
-    query.append(DatasetData, filters={"id": {"in": datasets}}, tag="dataset", project=["id", "uuid", "label"])
-    query.append(
-        orm.CalculationNode,
-        with_incoming="dataset",
-        edge_filters=_INPUT,
-        tag="training",
-        project=["id", "uuid", "node_type", "process_type", "label"],
-    )
-    query.append(PotentialData, with_incoming="training", edge_filters=_CREATE, project=["id", "uuid", "label"])
-    rows = query.all()
-    splits = _splits({row[3] for row in rows})
-    judged = _judged({row[8] for row in rows})
-    found = []
-    for row in rows:
-        dataset = NodeRef(row[0], row[1], "DatasetData", row[2])
-        calculation = NodeRef(row[3], row[4], kind_of(row[5], row[6]), row[7])
-        fresh = NodeRef(row[8], row[9], "PotentialData", row[10])
-        found.append(_Found(dataset, calculation, fresh, judged.get(fresh.pk, fresh), splits.get(calculation.pk)))
-    return sorted(found, key=lambda training: training.calculation.pk)
+def _trainings(datasets: Collection[int]) -> list[_Found]:
+    """Step by step along the links: a query over all steps makes the database begin with the links of one kind."""
+    used = neighbours(datasets, (_INPUT,), direction="forward")
+    calculations = {node.pk: node for _, _, node in used}
+    made = neighbours(calculations, (_CREATE,), direction="forward")
+    fresh = {source: node for source, _, node in made if node.role == "potential" and _trains(calculations[source])}
+    names = {node.pk: node.ref for node in nodes_with(datasets)}
+    splits = _splits(fresh)
+    judged = _judged([node.pk for node in fresh.values()])
+    found = {
+        (dataset, node.pk): _Found(
+            dataset=names[dataset],
+            calculation=node.ref,
+            fresh=fresh[node.pk].ref,
+            judged=judged.get(fresh[node.pk].pk, fresh[node.pk].ref),
+            split=splits.get(node.pk),
+        )
+        for dataset, _, node in used
+        if node.pk in fresh
+    }
+    return sorted(found.values(), key=lambda training: training.calculation.pk)
+
+
+def _trains(calculation: NodeRow) -> bool:
+    """Whether a calculation that made a potential trained it: a function that made it only judged or imported it."""
+    return calculation.node_type.startswith(JOB)
 
 
 def _parts(index: FrameIndex, training: _Found, rows: list[int]) -> list[str]:
@@ -107,41 +109,33 @@ def _parts(index: FrameIndex, training: _Found, rows: list[int]) -> list[str]:
     return [PART_NAMES[code] if code >= 0 else _UNUSED for code in codes] or [""] * len(rows)
 
 
-def _splits(trainings: set[int]) -> dict[int, tuple[orm.ArrayData, int]]:
-    """Pk of each training -> its split, and the number of its member."""
-    if not trainings:
-        return {}
-    query = orm.QueryBuilder()
-    query.append(orm.CalculationNode, filters={"id": {"in": list(trainings)}}, tag="training", project=["id"])
-    query.append(orm.ArrayData, with_outgoing="training", edge_filters={**_INPUT, "label": "split"}, project=["*"])
-    query.append(
-        orm.Dict,
-        with_outgoing="training",
-        edge_filters={**_INPUT, "label": "settings"},
-        project=["attributes.member"],
-    )
-    return {pk: (split, int(member or 0)) for pk, split, member in query.all()}
+def _splits(trainings: Collection[int]) -> dict[int, tuple[str, int]]:
+    """Pk of each training -> uuid of its split, and the number of its member."""
+    inputs = neighbours(trainings, (_INPUT,), direction="backward")
+    split = {calculation: node.uuid for calculation, label, node in inputs if label == "split"}
+    settings = {calculation: node.pk for calculation, label, node in inputs if label == "settings"}
+    members = _attribute(set(settings.values()), "member")
+    return {pk: (uuid, int(members.get(settings.get(pk, 0)) or 0)) for pk, uuid in split.items()}
 
 
-def _judged(potentials: set[int]) -> dict[int, NodeRef]:
+def _judged(potentials: Collection[int]) -> dict[int, NodeRef]:
     """Pk of a fresh potential -> the same package with errors and grades, the newest there is."""
-    if not potentials:
-        return {}
-    query = orm.QueryBuilder()
-    query.append(
-        PotentialData, filters={"id": {"in": list(potentials)}}, tag="fresh", project=["id", "attributes.sha256"]
-    )
-    query.append(orm.CalcFunctionNode, with_incoming="fresh", edge_filters=_INPUT, tag="judge")
-    query.append(
-        PotentialData,
-        with_incoming="judge",
-        edge_filters=_CREATE,
-        tag="judged",
-        project=["id", "uuid", "label", "attributes.sha256"],
-    )
-    query.order_by({"judged": {"id": "asc"}})
-    return {
-        fresh: NodeRef(pk, uuid, "PotentialData", label)
-        for fresh, sha, pk, uuid, label, same in query.all()
-        if sha == same
-    }
+    users = neighbours(potentials, (_INPUT,), direction="forward")
+    sources = {(node.pk, potential) for potential, _, node in users if not node.node_type.startswith(JOB)}
+    made = neighbours({function for function, _ in sources}, (_CREATE,), direction="forward")
+    results: dict[int, list[NodeRow]] = {}
+    for function, _, node in made:
+        if node.role == "potential":
+            results.setdefault(function, []).append(node)
+    packages = _attribute({*potentials, *(node.pk for nodes in results.values() for node in nodes)}, "sha256")
+    found: dict[int, NodeRef] = {}
+    for function, potential in sorted(sources):
+        for node in results.get(function, ()):
+            if packages.get(node.pk) == packages.get(potential):
+                found[potential] = node.ref
+    return found
+
+
+def _attribute(pks: Collection[int], name: str) -> dict[int, Any]:
+    query = orm.QueryBuilder().append(orm.Node, filters={"id": {"in": list(pks)}}, project=["id", f"attributes.{name}"])
+    return dict(query.all()) if pks else {}
