@@ -3,33 +3,37 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
+
+_MOST_SHOWN = 20
 
 
 @click.command()
 @click.argument("node", metavar="PK|UUID")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def audit(node: str, as_json: bool) -> None:
-    """Check that every Data node that NODE rests on has a creator or was given by a person.
+    """Check that every Data node that NODE rests on has a creator or was given by a person, and what it rests on.
 
-    NODE is a potential, a dataset or a workchain. Exits with 1 when a node has no origin.
+    NODE is a potential, a dataset or a workchain. Looks for nodes without origin, random numbers without seed, labels
+    in use whose calculation failed, and potentials whose calibration is missing or out of date. Exits with 1 when a
+    node has no origin, or for another finding that makes the result wrong or impossible to repeat.
     """
-    from aiida.common.exceptions import NotExistent
-    from aiida.manage.configuration import load_profile
-    from rich.console import Console
-
-    load_profile()
     from aiida import orm
+    from rich.console import Console
+    from rich.markup import escape
 
+    from aiida_mlip.cli.nodes import load_typed
     from aiida_mlip.data import provenance
+    from aiida_mlip.data.audit_findings import findings
 
-    try:
-        report = provenance.audit(orm.load_node(node))
-    except (NotExistent, ValueError) as error:
-        raise click.ClickException(f"no node {node!r} in this profile: {error}") from error
+    loaded = load_typed(node, orm.Node, "node")
+    report, found = provenance.audit(loaded), findings(loaded)
+    passed = report.passed and not any(finding.serious for finding in found)
     if as_json:
-        click.echo(json.dumps(report.as_dict(), indent=2))
+        as_dict = {**report.as_dict(), "passed": passed, "findings": [asdict(finding) for finding in found]}
+        click.echo(json.dumps(as_dict, indent=2))
     else:
         console = Console(highlight=False)
         console.print(f"{report.n_nodes} nodes, {report.n_processes} of them processes")
@@ -47,6 +51,12 @@ def audit(node: str, as_json: bool) -> None:
             shown = ", ".join(str(pk) for pk in report.unfinished[:10])
             more = f" and {len(report.unfinished) - 10} more" if len(report.unfinished) > 10 else ""
             console.print(f"  processes that failed or have not ended: {shown}{more}")
-        console.print("[green]passed[/green]" if report.passed else f"[red]failed[/red]: {len(report.orphans)} orphans")
-    if not report.passed:
+        for finding in found[:_MOST_SHOWN]:
+            color = "red" if finding.serious else "yellow"
+            console.print(f"[{color}]{finding.kind.replace('_', ' ')}[/{color}] {escape(finding.message)}")
+        if len(found) > _MOST_SHOWN:
+            console.print(f"  {len(found) - _MOST_SHOWN} more findings, see --json")
+        n_serious = len(report.orphans) + sum(finding.serious for finding in found)
+        console.print("[green]passed[/green]" if passed else f"[red]failed[/red]: {n_serious} to look at")
+    if not passed:
         raise SystemExit(1)

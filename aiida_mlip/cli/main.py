@@ -20,6 +20,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "develop": ("aiida_mlip.cli.develop", "develop", "From structures to a trained, tested potential."),
     "report": ("aiida_mlip.cli.report", "report", "Write a report to read: one HTML file, and the same as JSON."),
     "status": ("aiida_mlip.cli.status", "status", "What is running, done, failed, and when it will end."),
+    "lineage": ("aiida_mlip.cli.lineage", "lineage", "What made a node, frame or atom, and what it made."),
+    "taint": ("aiida_mlip.cli.taint", "taint", "Everything that rests on a label, frame or calculation."),
     "audit": ("aiida_mlip.cli.audit", "audit", "Check the provenance of a result: no orphans, every creator known."),
 }
 

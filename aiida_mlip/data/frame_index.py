@@ -300,12 +300,15 @@ class FrameIndex:
             np.frombuffer(parent_atom, dtype="<i4"),
         )
 
-    def labels_of(self, pk: int) -> tuple[int, int, int]:
-        """Labelled rows of a dataset, failed ones, and processes that labelled them."""
-        query = """SELECT sum(labelled), sum(failure > 0), count(DISTINCT label)
-                   FROM holds JOIN rows USING (shard) WHERE pk = ?"""
-        labelled, failed, processes = self._database.execute(query, (pk,)).fetchone()
-        return labelled or 0, failed or 0, processes
+    def single_labels(self, datasets: Iterable[int]) -> list[str]:
+        """Uuids of calculations that made one label each, where a dataset of these holds it."""
+        uuids: set[bytes] = set()
+        for part in _chunks(list(datasets)):
+            marks = ", ".join("?" * len(part))
+            query = f"""SELECT DISTINCT label FROM rows WHERE labelled AND label_row < 0 AND label IS NOT NULL
+                        AND shard IN (SELECT shard FROM holds WHERE pk IN ({marks}))"""  # noqa: S608 - question marks
+            uuids.update(label for (label,) in self._database.execute(query, part))
+        return [found for label in sorted(uuids) if (found := _uuid(label)) is not None]
 
     def parts(self, split: str, member: int, rows: list[int]) -> list[int]:
         """Parts of a training, see :class:`~aiida_mlip.kernel.splits.Part`, that rows of its dataset were in.
