@@ -28,6 +28,8 @@ class Round:
     :param n_selected: of those, chosen under the budget.
     :param n_labelled: labels computed.
     :param n_failed: labels that failed.
+    :param n_gate: labels computed to measure the embedding error.
+    :param embedding_error: of fragments, at the buffer that was chosen (eV/Å); None where it was not measured.
     :param dft_core_hours: spent on labels.
     :param training_hours: spent on training, summed over the members.
     """
@@ -42,6 +44,8 @@ class Round:
     n_selected: int = 0
     n_labelled: int = 0
     n_failed: int = 0
+    n_gate: int = 0
+    embedding_error: float | None = None
     dft_core_hours: float = 0.0
     training_hours: float = 0.0
 
@@ -87,6 +91,14 @@ def left_for_labels(rounds: Sequence[Round], caps: Caps) -> float | None:
     return max(0.0, caps.dft_core_hours - sum(done.dft_core_hours for done in rounds))
 
 
+def may_train(rounds: Sequence[Round], caps: Caps) -> bool:
+    """Whether another training, taken to be as long as the longest so far, stays within the cap."""
+    if caps.training_hours is None:
+        return True
+    spent = [done.training_hours for done in rounds]
+    return sum(spent) < caps.training_hours and sum(spent) + max(spent, default=0.0) <= caps.training_hours
+
+
 def judge(rounds: Sequence[Round], caps: Caps) -> tuple[Verdict, str]:
     """Verdict after the last round, and the evidence in a sentence.
 
@@ -105,9 +117,9 @@ def judge(rounds: Sequence[Round], caps: Caps) -> tuple[Verdict, str]:
         return ("budget" if exhausted else "stalled"), f"of {last.n_candidates} candidates none {reason}"
     if (left := left_for_labels(rounds, caps)) is not None and left <= 0:
         return "budget", f"all {caps.dft_core_hours:g} core-hours of DFT are spent"
-    trained = sum(done.training_hours for done in rounds)
-    if caps.training_hours is not None and trained >= caps.training_hours:
-        return "budget", f"{trained:.3g} of {caps.training_hours:g} hours of training are spent"
+    if not may_train(rounds, caps):
+        trained = sum(done.training_hours for done in rounds)
+        return "budget", f"{trained:.3g} of {caps.training_hours:g} hours of training are spent, another would not fit"
     if len(rounds) >= caps.max_rounds:
         return "budget", f"{len(rounds)} rounds are done, and {last.n_candidates} frames were still worth a label"
     if len(rounds) > caps.stalled_after and not _improved(rounds, caps.stalled_after):

@@ -11,19 +11,24 @@
     warm_start: true             # each training starts from the potentials of the round before
     select: {method: maxdet}     # see aiida_mlip.protocols.select; number and core-hours come from above
     fragment: {core_radius_ang: 5.0, buffer_ang: 3.0}     # see aiida_mlip.protocols.fragment
+    gate: {n_fragments: 2}       # the embedding error is measured once, see aiida_mlip.protocols.gate; null: it is not
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from aiida_mlip.errors import InvalidInputError, ProtocolError
 from aiida_mlip.kernel.rounds import Caps
 from aiida_mlip.protocols.fragment import FragmentSettings
+from aiida_mlip.protocols.gate import gate_settings
 from aiida_mlip.protocols.model import SpecModel, from_protocol, validate_spec
 from aiida_mlip.protocols.select import parse_select
+
+#: Part of the budget that measuring the embedding error may take, unless the gate says otherwise.
+_GATE_SHARE: Final[float] = 0.25
 
 
 class ActiveLearningSettings(SpecModel):
@@ -38,6 +43,7 @@ class ActiveLearningSettings(SpecModel):
     warm_start: bool = True
     select: dict[str, Any] = Field(default_factory=dict)
     fragment: dict[str, Any] | None = None
+    gate: dict[str, Any] | None = None
 
     @property
     def caps(self) -> Caps:
@@ -50,6 +56,14 @@ class ActiveLearningSettings(SpecModel):
     def selection(self, core_hours: float | None) -> dict[str, Any]:
         """Specification of a selection under what is left of the budget."""
         return {**self.select, "max_frames": self.labels_per_round, "core_hours": core_hours}
+
+    def measurement(self) -> dict[str, Any]:
+        """Specification of the embedding gate: at most a quarter of the budget goes into it."""
+        gate = dict(self.gate or {})
+        if self.dft_core_hours is not None:
+            gate.setdefault("core_hours", _GATE_SHARE * self.dft_core_hours)
+            gate.setdefault("cost", self.select.get("cost"))
+        return gate
 
 
 def active_learning_settings(data: Any, *, where: str = "settings") -> ActiveLearningSettings:
@@ -73,4 +87,6 @@ def active_learning_settings(data: Any, *, where: str = "settings") -> ActiveLea
         if settings.fragment is None:
             raise ProtocolError(f"{where}.fragment: missing, the mode fragments needs it")
         validate_spec(FragmentSettings, settings.fragment, where=f"{where}.fragment").limits(where=f"{where}.fragment")
+        if settings.gate is not None:
+            gate_settings(settings.gate, where=f"{where}.gate")
     return settings

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from aiida import orm
 from aiida.common import AttributeDict
-from aiida.engine import ExitCode, ToContext, WorkChain, if_, while_
+from aiida.engine import ExitCode, ToContext, if_, while_
 
 from aiida_mlip.calculations.functions.active_learning import (
     gather_candidates,
@@ -16,24 +16,23 @@ from aiida_mlip.calculations.functions.active_learning import (
     record_round,
 )
 from aiida_mlip.calculations.functions.dataset import merge_datasets
-from aiida_mlip.calculations.functions.fragment import carve_fragments
 from aiida_mlip.calculations.functions.select import select
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
-from aiida_mlip.errors import InvalidInputError, MlipError
-from aiida_mlip.protocols.active_learning import active_learning_settings
+from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.kernel.rounds import Round, may_train
+from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 from aiida_mlip.protocols.explore import resolved_spec
 from aiida_mlip.protocols.model import check_name
+from aiida_mlip.workchains.active_learning_inputs import EXPLORATION, n_labels, validate_inputs, validate_settings
 from aiida_mlip.workchains.explore import ExploreWorkChain
+from aiida_mlip.workchains.fragment import FragmentWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
-from aiida_mlip.workchains.label_inputs import settings_hashes
+from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 from aiida_mlip.workchains.train import TrainWorkChain
 
-#: Ports of one exploration.
-_EXPLORATION: Final[tuple[str, ...]] = ("structures", "spec", "engine_input", "options")
 
-
-class ActiveLearningWorkChain(WorkChain):
+class ActiveLearningWorkChain(SubmitOnceWorkChain):
     """Learn where simulations lead: rounds of training, exploration, selection and labelling, to a stated verdict.
 
     Entry point ``aiida_mlip.active_learning``. Whatever was reached is returned, however it ends: the dataset with all
@@ -48,7 +47,7 @@ class ActiveLearningWorkChain(WorkChain):
         spec.input(
             "settings",
             valid_type=orm.Dict,
-            validator=_validate_settings,
+            validator=validate_settings,
             help="Mode, budgets, selection: see `aiida_mlip.protocols.active_learning`.",
         )
         spec.input_namespace(
@@ -71,10 +70,23 @@ class ActiveLearningWorkChain(WorkChain):
             required=False,
             help="Crystals that fragments are completed to.",
         )
+        spec.input_namespace(
+            "explored",
+            dynamic=True,
+            required=False,
+            help="Frames that were explored before, by name of the exploration: `frames` and their `grades`. The first "
+            "round takes them instead of exploring.",
+        )
         spec.input("codes.explore", valid_type=orm.AbstractCode, help="The program aiida-mlip-explore.")
+        spec.input(
+            "codes.fragment",
+            valid_type=orm.AbstractCode,
+            required=False,
+            help="The program aiida-mlip-fragment. Left out: fragments are taken as cut, neither relaxed nor judged.",
+        )
         spec.expose_inputs(TrainWorkChain, namespace="train", exclude=("dataset", "initial_potentials"))
         spec.expose_inputs(LabelWorkChain, namespace="label", exclude=("dataset",))
-        spec.inputs.validator = _validate_inputs
+        spec.inputs.validator = validate_inputs
 
         spec.outline(
             cls.setup,
@@ -84,10 +96,13 @@ class ActiveLearningWorkChain(WorkChain):
                     cls.run_train,
                     cls.inspect_train,
                 ),
-                cls.run_explore,
-                cls.inspect_explore,
-                if_(cls.should_carve)(
-                    cls.carve,
+                if_(cls.should_explore)(
+                    cls.run_explore,
+                    cls.inspect_explore,
+                ),
+                if_(cls.should_cut)(
+                    cls.run_fragment,
+                    cls.inspect_fragment,
                 ),
                 if_(cls.has_candidates)(
                     cls.run_select,
@@ -96,7 +111,14 @@ class ActiveLearningWorkChain(WorkChain):
                     cls.run_label,
                     cls.inspect_label,
                 ),
+                if_(cls.has_labels)(
+                    cls.merge,
+                ),
                 cls.record,
+            ),
+            if_(cls.should_train_last)(
+                cls.run_train,
+                cls.inspect_train,
             ),
             cls.finalize,
         )
@@ -106,6 +128,7 @@ class ActiveLearningWorkChain(WorkChain):
             "potentials", valid_type=PotentialData, required=False, dynamic=True, help="The last committee."
         )
         spec.output("errors", valid_type=orm.Dict, required=False, help="Errors of the last training.")
+        spec.output("embedding", valid_type=orm.Dict, required=False, help="Measured embedding error of fragments.")
         spec.output("history", valid_type=orm.Dict, required=False, help="Rounds, verdict and evidence.")
 
         spec.exit_code(200, "ERROR_INVALID_INPUT", message="The settings cannot be used: {reason}")
@@ -129,7 +152,8 @@ class ActiveLearningWorkChain(WorkChain):
         """Builder with the defaults of a protocol written out.
 
         :param dataset: labelled frames to begin with.
-        :param codes: ``explore``, ``train``, ``evaluate``, and ``pw`` and/or ``ase`` for labels.
+        :param codes: ``explore``, ``train``, ``evaluate``, ``pw`` and/or ``ase`` for labels, and for fragments
+            ``fragment``.
         :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
         :param explorations: by name ``structures`` (DatasetData) and ``spec`` (plain mapping, see
             :mod:`aiida_mlip.protocols.explore`; a `watch` with its defaults is added where there is none).
@@ -161,7 +185,9 @@ class ActiveLearningWorkChain(WorkChain):
         builder.dataset = dataset
         settings = {**overrides.get("settings", {}), **({} if protocol is None else {"protocol": protocol})}
         builder.settings = orm.Dict(active_learning_settings(settings).model_dump())
-        builder.codes.explore = codes["explore"]
+        for name in ("explore", "fragment"):
+            if name in codes:
+                builder.codes[name] = codes[name]
         for name, stage in (("train", train), ("label", label)):
             inputs = dict(stage._inputs(prune=True))
             builder[name] = {key: value for key, value in inputs.items() if key not in ("dataset", "metadata")}
@@ -184,6 +210,13 @@ class ActiveLearningWorkChain(WorkChain):
         self.ctx.errors = None
         self.ctx.restarts = {}  # name of an exploration -> uuid of the checkpoint it goes on from
         self.ctx.parts = {}  # of the present round: name -> uuid
+        self.ctx.found = {  # what is worth a label, by name of the exploration -> uuids of frames and grades
+            name: [given["frames"].uuid, given["grades"].uuid]
+            for name, given in self.inputs.get("explored", {}).items()
+        }
+        self.ctx.graded = {}  # grades of the frames that fragments were cut from
+        self.ctx.labelled = {}  # labels of the present round, to be added to the dataset
+        self.ctx.embedding = None
 
     def plan(self) -> ExitCode | None:
         """Write the settings out."""
@@ -201,13 +234,20 @@ class ActiveLearningWorkChain(WorkChain):
         """Whether the present potentials do not know all of the dataset."""
         return bool(self.ctx.trained_on != self.ctx.dataset)
 
+    def should_train_last(self) -> bool:
+        """Whether the last labels came after the last training, and another one stays within the budget."""
+        rounds = [Round(**entry) for entry in orm.load_node(self.ctx.history)["rounds"]]
+        caps = ActiveLearningSettings.model_validate(self._settings).caps
+        return self.should_train() and may_train(rounds, caps)
+
     def run_train(self) -> ToContext:
         """Train the committee on all labels there are."""
         inputs = AttributeDict(self.exposed_inputs(TrainWorkChain, "train"))
         inputs.dataset = orm.load_node(self.ctx.dataset)
         if self.ctx.potentials and self._settings["warm_start"]:
             inputs.initial_potentials = self._potentials()
-        inputs.setdefault("metadata", AttributeDict())["call_link_label"] = self._label("train")
+        label = self._label("train") if self.should_go_on() else "final_train"
+        inputs.setdefault("metadata", AttributeDict())["call_link_label"] = label
         node = self.submit(TrainWorkChain, **inputs)
         self.report(f"round {self.ctx.round}: training on {len(inputs.dataset)} rows: TrainWorkChain<{node.pk}>")
         return ToContext(train=node)
@@ -227,12 +267,16 @@ class ActiveLearningWorkChain(WorkChain):
         self.ctx.trained_on = self.ctx.dataset
         return None
 
+    def should_explore(self) -> bool:
+        """Whether the round begins with exploring, not with frames that were given."""
+        return self.ctx.round > 0 or not self.ctx.found
+
     def run_explore(self) -> None:
         """Run all explorations with the new potential; those that were stopped go on from where it was trusted."""
         members = self._potentials()
         driver = members.pop(min(members))
         for name, given in self.inputs.explorations.items():
-            inputs = AttributeDict({key: given[key] for key in _EXPLORATION if key in given})
+            inputs = AttributeDict({key: given[key] for key in EXPLORATION if key in given})
             inputs.potential = driver
             if members and driver.calibration() is not None:
                 inputs.committee = members
@@ -270,27 +314,60 @@ class ActiveLearningWorkChain(WorkChain):
             )
         return None
 
-    def should_carve(self) -> bool:
+    def should_cut(self) -> bool:
         """Whether fragments are wanted, and there is something to cut them from."""
         return bool(self.ctx.found) and self._settings["mode"] == "fragments"
 
-    def carve(self) -> ExitCode | None:
-        """Cut the worst surroundings out of the frames that were found."""
-        cut = {}
+    def run_fragment(self) -> None:
+        """Cut the worst surroundings out of the frames that were found; the first time, measure how good that is."""
+        members = self._potentials()
+        gate = self.ctx.plan.get("gate") if self.ctx.embedding is None else None
         for name, (frames, grades) in self.ctx.found.items():
-            outputs, node = carve_fragments.run_get_node(
-                orm.load_node(frames),
-                orm.load_node(grades),
-                orm.load_node(self.ctx.plan["fragment"]),
-                **self.inputs.get("hosts", {}),
-                metadata={"call_link_label": self._label(f"carve_{name}")},
+            inputs = AttributeDict(
+                {
+                    "frames": orm.load_node(frames),
+                    "grades": orm.load_node(grades),
+                    "settings": orm.load_node(self.ctx.plan["fragment"]),
+                    "hosts": dict(self.inputs.get("hosts", {})),
+                    "metadata": {"call_link_label": self._label(f"fragment_{name}")},
+                }
             )
+            if "fragment" in self.inputs.codes:
+                inputs.codes = {"fragment": self.inputs.codes.fragment}
+                inputs.potential = members[min(members)]
+            if gate is not None:
+                inputs.gate = orm.load_node(gate)
+                inputs.reference = orm.load_node(self.ctx.dataset)
+                inputs.label = self.exposed_inputs(LabelWorkChain, "label")
+                if self.ctx.errors is not None:
+                    inputs.errors = orm.load_node(self.ctx.errors)
+                gate = None  # once
+            node = self.submit(FragmentWorkChain, **inputs)
+            self.report(f"round {self.ctx.round}: fragments of {name}: FragmentWorkChain<{node.pk}>")
+            self.to_context(**{f"fragment_{name}": node})
+
+    def inspect_fragment(self) -> ExitCode | None:
+        """Take the fragments, and the measurement where there was one."""
+        cut, reasons = {}, []
+        for name, (_, grades) in self.ctx.found.items():
+            node = self.ctx[f"fragment_{name}"]
+            outputs = node.outputs
             if not node.is_finished_ok:
-                return self._end(self._failed_step(node))
-            for refusal in outputs["summary"]["refused"]:
-                self.report(f"no fragment around atom {refusal['atom']} of {name}: {refusal['reason']}")
+                reasons.append(f"{name}: FragmentWorkChain<{node.pk}>: {node.exit_message or node.process_state}")
             if "fragments" in outputs:
-                cut[name] = [outputs["fragments"].uuid, None]
+                cut[name] = [outputs.fragments.uuid, None]
+                self.ctx.graded[name] = grades
+            if "label_summary" in outputs:
+                self.ctx.parts["labels_gate"] = outputs.label_summary.uuid
+            if "labelled" in outputs and n_labels(outputs.labelled):
+                self.ctx.labelled["gate"] = outputs.labelled.uuid
+            if "embedding" in outputs:
+                self.ctx.embedding = self.ctx.parts["embedding"] = outputs.embedding.uuid
+                self.ctx.plan["fragment"] = outputs.settings.uuid
+        for reason in reasons:
+            self.report(f"round {self.ctx.round}: {reason}")
+        if reasons and not cut:
+            return self._end(self.exit_codes.ERROR_STEP_FAILED.format(number=self.ctx.round, reason="; ".join(reasons)))
         self.ctx.found = cut
         return None
 
@@ -301,26 +378,28 @@ class ActiveLearningWorkChain(WorkChain):
     def run_select(self) -> ExitCode | None:
         """Choose what to label under the budget."""
         sources = {f"selected_{name}": orm.load_node(frames) for name, (frames, _) in self.ctx.found.items()}
-        sources |= {f"grades_{name}": orm.load_node(uuid) for name, (_, uuid) in self.ctx.found.items() if uuid}
+        for name, (_, grades) in self.ctx.found.items():
+            sources[f"grades_{name}"] = orm.load_node(grades or self.ctx.graded[name])
+            if (summary := self.ctx.parts.get(f"exploration_{name}")) is not None:
+                sources[f"summary_{name}"] = orm.load_node(summary)
         gathered, node = gather_candidates.run_get_node(
             **sources, metadata={"call_link_label": self._label("gather_candidates")}
         )
         if not node.is_finished_ok:
             return self._end(self._failed_step(node))
         self.ctx.parts["candidates"] = gathered["candidates"].uuid
-        history = {} if self.ctx.history is None else {"history": orm.load_node(self.ctx.history)}
+        spent = {"history": self.ctx.history, "labels_gate": self.ctx.parts.get("labels_gate")}
         plan, node = plan_selection.run_get_node(
             orm.load_node(self.ctx.plan["settings"]),
-            **history,
+            **{name: orm.load_node(uuid) for name, uuid in spent.items() if uuid is not None},
             metadata={"call_link_label": self._label("plan_selection")},
         )
         if not node.is_finished_ok:
             return self._end(self._failed_step(node))
-        given = {name: gathered[name] for name in ("candidates", "environments") if name in gathered}
         chosen, node = select.run_get_node(
             spec=plan,
             reference=orm.load_node(self.ctx.dataset),
-            **given,
+            **gathered,
             metadata={"call_link_label": self._label("select")},
         )
         if node.is_finished_ok:
@@ -344,23 +423,32 @@ class ActiveLearningWorkChain(WorkChain):
         self.report(f"round {self.ctx.round}: labelling {len(inputs.dataset)} frames: LabelWorkChain<{node.pk}>")
         return ToContext(label=node)
 
-    def inspect_label(self) -> ExitCode | None:
-        """Add the labels to the dataset; some may have failed."""
+    def inspect_label(self) -> None:
+        """Take the labels; some may have failed."""
         node = self.ctx.label
         self.ctx.selected = None
         if "summary" in node.outputs:
             self.ctx.parts["labels"] = node.outputs.summary.uuid
         if not node.is_finished_ok:
             self.report(f"LabelWorkChain<{node.pk}> ended with exit status {node.exit_status}: {node.exit_message}")
-        if "dataset" not in node.outputs or not _n_labels(node.outputs.dataset):
-            return None
-        merged, merge = merge_datasets.run_get_node(
-            dataset_0000=orm.load_node(self.ctx.dataset),
-            dataset_0001=node.outputs.dataset,
+        if "dataset" in node.outputs and n_labels(node.outputs.dataset):
+            self.ctx.labelled["selected"] = node.outputs.dataset.uuid
+
+    def has_labels(self) -> bool:
+        """Whether the round gave any label."""
+        return bool(self.ctx.labelled)
+
+    def merge(self) -> ExitCode | None:
+        """Add the labels of the round to the dataset."""
+        parts = [self.ctx.dataset, *(self.ctx.labelled[name] for name in sorted(self.ctx.labelled))]
+        measured = self.ctx.parts.get("embedding")
+        merged, node = merge_datasets.run_get_node(
+            **({} if measured is None else {"embedding": orm.load_node(measured)}),
+            **{f"dataset_{i:04d}": orm.load_node(uuid) for i, uuid in enumerate(parts)},
             metadata={"call_link_label": self._label("merge")},
         )
-        if not merge.is_finished_ok:
-            return self._end(self._failed_step(merge))
+        if not node.is_finished_ok:
+            return self._end(self._failed_step(node))
         self.ctx.dataset = merged["dataset"].uuid
         return None
 
@@ -379,7 +467,7 @@ class ActiveLearningWorkChain(WorkChain):
             return self._end(self._failed_step(node))
         self.ctx.history, self.ctx.verdict = history.uuid, history["verdict"]
         self.report(f"round {self.ctx.round}: {history['verdict']}: {history['evidence']}")
-        self.ctx.parts = {}
+        self.ctx.parts, self.ctx.labelled, self.ctx.found, self.ctx.graded = {}, {}, {}, {}
         self.ctx.round += 1
         return None
 
@@ -414,7 +502,7 @@ class ActiveLearningWorkChain(WorkChain):
         self.out("dataset", orm.load_node(self.ctx.dataset))
         for name, node in self._potentials().items():
             self.out(f"potentials.{name}", node)
-        for name in ("errors", "history"):
+        for name in ("errors", "history", "embedding"):
             if self.ctx[name] is not None:
                 self.out(name, orm.load_node(self.ctx[name]))
 
@@ -431,60 +519,3 @@ _NOTHING_LEFT: Final[int] = 314
 def _outputs(node: orm.ProcessNode, namespace: str) -> dict[str, Any]:
     """Outputs of a namespace by name; none where there is no such namespace."""
     return dict(node.outputs[namespace]) if namespace in node.outputs else {}
-
-
-def _n_labels(dataset: DatasetData) -> int:
-    return sum(entry["labelled"] for entry in dataset.base.attributes.get("fidelities").values())
-
-
-def _validate_settings(value: orm.Dict | None, _: Any) -> str | None:
-    try:
-        active_learning_settings({} if value is None else value.get_dict())
-    except MlipError as error:
-        return str(error)
-    return None
-
-
-def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
-    """What can be known before anything is submitted."""
-    if "settings" not in inputs or _validate_settings(inputs["settings"], None) is not None:
-        return None  # reported by the port itself
-    settings = active_learning_settings(inputs["settings"].get_dict())
-    explorations = inputs.get("explorations") or {}
-    if not explorations:
-        return "explorations: give at least one, with `structures` and `spec`"
-    for name, given in explorations.items():
-        if not isinstance(given, Mapping) or not {"structures", "spec"} <= set(given):
-            return f"explorations.{name}: needs `structures` and `spec`"
-        if unknown := sorted(set(given) - set(_EXPLORATION)):
-            return f"explorations.{name}: unknown {', '.join(unknown)}; known are {', '.join(_EXPLORATION)}"
-        if not isinstance(given["spec"], orm.Dict) or given["spec"].get_dict().get("watch") is None:
-            return f"explorations.{name}.spec.watch: missing, without it nothing would ever be found uncertain"
-    if settings.fragment is not None and settings.fragment.get("completion") == "crystal" and not inputs.get("hosts"):
-        return "hosts: missing, settings.fragment.completion crystal needs the crystal"
-    for name, potential in (inputs.get("potentials") or {}).items():
-        if not potential.has_grades:
-            return f"potentials.{name}: it has no grades; leave it out, and the first round begins with training"
-    return _validate_dataset(inputs)
-
-
-def _validate_dataset(inputs: Mapping[str, Any]) -> str | None:
-    """Labels there are, and at settings that new ones can stand beside."""
-    if "dataset" not in inputs:
-        return None
-    dataset, given = inputs["dataset"], inputs.get("label", {}).get("fidelities")
-    if not _n_labels(dataset):
-        return "dataset: has no labels; label it first"
-    try:
-        wanted = {} if given is None else settings_hashes(given.get_dict())
-    except MlipError:
-        return None  # reported by the labelling's own port
-    for name, settings in wanted.items():
-        known = dataset.settings.get(name, settings)
-        if known != settings:
-            return (
-                f"dataset: its labels at {name!r} have the settings {known[:12] or 'unknown (imported)'}, new ones "
-                f"would have {settings[:12]}; the two cannot be one level of theory. If they are, import the dataset "
-                f"with --settings {settings}"
-            )
-    return None

@@ -12,20 +12,24 @@ from aiida.engine import ExitCode, calcfunction
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError
-from aiida_mlip.kernel.frames import concatenate, id_keys
+from aiida_mlip.kernel.fragments.fragment import Region
+from aiida_mlip.kernel.frames import Frames, concatenate, id_keys
 from aiida_mlip.kernel.rounds import Round, judge, left_for_labels
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 
 #: Array of grades: estimated error of the force on each atom (eV/Å).
 ERROR: Final[str] = "error_ev_per_ang"
 _HOUR: Final[float] = 3600.0
+#: Ends of a run at a frame that the watch has graded.
+_WATCHED: Final[frozenset[str]] = frozenset({"novelty", "error"})
 
 
 @calcfunction
 def plan_active_learning(settings: orm.Dict) -> dict[str, orm.Data] | ExitCode:
     """Settings with all defaults written out, and those of the cutting of fragments where it is wanted.
 
-    :returns: ``settings`` and, in the mode ``fragments``, ``fragment``; exit code 200 with the reason.
+    :returns: ``settings`` and, in the mode ``fragments``, ``fragment`` and where it is wanted ``gate``; exit code 200
+        with the reason.
     """
     try:
         full = active_learning_settings(settings.get_dict())
@@ -34,6 +38,8 @@ def plan_active_learning(settings: orm.Dict) -> dict[str, orm.Data] | ExitCode:
     outputs: dict[str, orm.Data] = {"settings": orm.Dict(full.model_dump())}
     if full.mode == "fragments":
         outputs["fragment"] = orm.Dict(full.fragment)
+        if full.gate is not None:
+            outputs["gate"] = orm.Dict(full.measurement())
     return outputs
 
 
@@ -45,30 +51,44 @@ def gather_candidates(**sources: orm.Data) -> dict[str, orm.Data]:
     would all end on one side: a round whose labels are all held out teaches nothing, and one whose labels are all
     trained on leaves nothing to calibrate with. The selection takes those that are unlike each other.
 
-    :param sources: ``selected_<name>`` and ``grades_<name>`` of each exploration; grades are left out for fragments.
-    :returns: ``candidates``, and ``environments`` (array ``errors``) where every source has grades with errors.
+    The frame at which a run was stopped is required: without its label the next run would stop there again.
+
+    :param sources: ``selected_<name>`` of each exploration, frames or the fragments of them, and as far as there are
+        any ``grades_<name>`` of the frames it found and its ``summary_<name>``.
+    :returns: ``candidates``, and ``environments``: arrays ``required`` (n,), and ``errors`` (a,) where every source has
+        grades with errors; of a fragment those that its core and trusted atoms had in the parent.
     """
     names = sorted(name.removeprefix("selected_") for name in sources if name.startswith("selected_"))
-    frames = concatenate([sources[f"selected_{name}"].frames() for name in names])
+    parts = [sources[f"selected_{name}"].frames() for name in names]
+    frames = concatenate(parts)
     settings = {key: value for name in names for key, value in sources[f"selected_{name}"].settings.items()}
     first = np.sort(np.unique(id_keys(frames.frame_id), return_index=True)[1])
     groups = frames.frame_id if frames.region is None else frames.parent_id
     frames = frames.with_columns(group_id=groups)
-    outputs: dict[str, orm.Data] = {"candidates": DatasetData.from_frames(frames.take(first), settings=settings)}
-    errors = _errors(names, sources)
-    if errors is not None:
-        array = orm.ArrayData()
-        array.set_array("errors", errors[np.isin(frames.atom_rows(), first)])
-        outputs["environments"] = array
-    return outputs
+    required = np.concatenate([_required(part, name, sources) for part, name in zip(parts, names, strict=True)])
+    array = orm.ArrayData({"required": required[first]})
+    errors = [_errors(part, sources.get(f"grades_{name}")) for part, name in zip(parts, names, strict=True)]
+    if all(values is not None for values in errors):
+        found = np.concatenate([values for values in errors if values is not None])
+        array.set_array("errors", found[np.isin(frames.atom_rows(), first)])
+    return {"candidates": DatasetData.from_frames(frames.take(first), settings=settings), "environments": array}
 
 
 @calcfunction
-def plan_selection(settings: orm.Dict, history: orm.Dict | None = None) -> orm.Dict:
-    """Specification of the next selection: so many labels, for what is left of the budget."""
+def plan_selection(
+    settings: orm.Dict, history: orm.Dict | None = None, labels_gate: orm.Dict | None = None
+) -> orm.Dict:
+    """Specification of the next selection: so many labels, for what is left of the budget.
+
+    :param history: of the rounds before.
+    :param labels_gate: summary of labels of this round that measured the embedding error: they are paid for.
+    """
     full = _full(settings)
-    rounds = _rounds(history)
-    return orm.Dict(full.selection(left_for_labels(rounds, full.caps)))
+    left = left_for_labels(_rounds(history), full.caps)
+    if left is not None and labels_gate is not None:
+        spent = sum(entry["core_seconds"] for entry in labels_gate["fidelities"].values()) / _HOUR
+        left = max(0.0, left - spent)
+    return orm.Dict(full.selection(left))
 
 
 @calcfunction
@@ -80,13 +100,15 @@ def record_round(
     :param dataset: what the potential of this round was trained on.
     :param history: of the rounds before.
     :param parts: ``errors`` and ``training_<i>`` of the training, ``exploration_<name>`` summaries, ``found_<name>``
-        frames, ``candidates``, ``selection`` and ``labels``, as far as the round has them.
+        frames, ``candidates``, ``selection``, ``labels`` and ``labels_gate`` (those of the embedding gate),
+        ``embedding`` and ``properties`` (of a validation), as far as the round has them.
     :returns: ``rounds`` (see :class:`aiida_mlip.kernel.rounds.Round`), ``verdict`` and ``evidence``.
     """
     full = _full(settings)
     rounds = _rounds(history)
     explored = _exploration(parts)
-    labels = parts["labels"]["fidelities"].values() if "labels" in parts else []
+    labels = _label_counts(parts, "labels")
+    of_gate = _label_counts(parts, "labels_gate")
     done = Round(
         number=len(rounds),
         n_frames=len(dataset),
@@ -96,7 +118,9 @@ def record_round(
         n_selected=parts["selection"]["n_selected"] if "selection" in parts else 0,
         n_labelled=sum(entry["frames"] - entry["failed"] - entry["not_run"] for entry in labels),
         n_failed=sum(entry["failed"] for entry in labels),
-        dft_core_hours=sum(entry["core_seconds"] for entry in labels) / _HOUR,
+        n_gate=sum(entry["frames"] - entry["failed"] - entry["not_run"] for entry in of_gate),
+        embedding_error=parts["embedding"]["measured_ev_per_ang"] if "embedding" in parts else None,
+        dft_core_hours=sum(entry["core_seconds"] for entry in (*labels, *of_gate)) / _HOUR,
         training_hours=sum(
             (node["wall_seconds"] or 0) / _HOUR for name, node in parts.items() if name.startswith("training_")
         ),
@@ -111,6 +135,10 @@ def _full(settings: orm.Dict) -> ActiveLearningSettings:
 
 def _rounds(history: orm.Dict | None) -> list[Round]:
     return [] if history is None else [Round(**entry) for entry in history["rounds"]]
+
+
+def _label_counts(parts: Mapping[str, orm.Data], name: str) -> list[dict[str, Any]]:
+    return list(parts[name]["fidelities"].values()) if name in parts else []
 
 
 def _n_candidates(parts: Mapping[str, orm.Data]) -> int:
@@ -143,13 +171,36 @@ def _held_out(errors: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _errors(names: list[str], sources: Mapping[str, orm.Data]) -> np.ndarray | None:
-    """(a,) error of every atom of all sources; None where one does not say."""
-    values = []
-    for name in names:
-        grades = sources.get(f"grades_{name}")
-        if grades is None or ERROR not in grades.get_arraynames():
-            return None
-        values.append(grades.get_array(ERROR))
-    found = np.concatenate(values)
+def _required(frames: Frames, name: str, sources: Mapping[str, orm.Data]) -> np.ndarray:
+    """(n,) frames at which a run was stopped, or the first fragment (the worst place) of each such frame."""
+    summary, grades = sources.get(f"summary_{name}"), sources.get(f"grades_{name}")
+    needed = {"run", "step", "frame_id"}
+    if summary is None or grades is None or not needed <= set(grades.get_arraynames()):
+        return np.zeros(len(frames), dtype=bool)
+    run, step = grades.get_array("run"), grades.get_array("step")
+    stops = np.zeros(len(run), dtype=bool)
+    for k, report in enumerate(summary["runs"]):
+        if report["stopped_by"] in _WATCHED:
+            stops |= (run == k) & (step == report["stopped_at"])
+    keys = id_keys(np.ascontiguousarray(grades.get_array("frame_id")[stops], dtype=np.uint8))
+    if frames.region is None:
+        return np.isin(id_keys(frames.frame_id), keys)
+    parents = id_keys(frames.parent_id)
+    worst = np.zeros(len(frames), dtype=bool)
+    worst[np.unique(parents, return_index=True)[1]] = True
+    return np.asarray(worst & np.isin(parents, keys))
+
+
+def _errors(frames: Frames, grades: orm.Data | None) -> np.ndarray | None:
+    """(a,) error of every atom; None where nobody says."""
+    if grades is None or ERROR not in grades.get_arraynames():
+        return None
+    values = grades.get_array(ERROR)
+    if frames.region is None or frames.parent_atom is None:
+        return values if len(values) == frames.n_atoms and np.isfinite(values).all() else None
+    keys = id_keys(np.ascontiguousarray(grades.get_array("frame_id"), dtype=np.uint8)).tolist()
+    starts = dict(zip(keys, np.cumsum(grades.get_array("natoms")) - grades.get_array("natoms"), strict=True))
+    start = np.array([starts[key] for key in id_keys(frames.parent_id).tolist()])[frames.atom_rows()]
+    trusted = (frames.region <= Region.TRUST) & (frames.parent_atom >= 0)
+    found = np.where(trusted, values[np.where(trusted, start + frames.parent_atom, 0).astype(int)], 0.0)
     return found if np.isfinite(found).all() else None

@@ -64,12 +64,28 @@ def import_calculations(
 
 
 @calcfunction
-def merge_datasets(**datasets: DatasetData) -> dict[str, DatasetData] | ExitCode:
-    """Union of datasets in the order of their names; see :meth:`DatasetData.merge`."""
+def merge_datasets(embedding: orm.Dict | None = None, **datasets: DatasetData) -> dict[str, DatasetData] | ExitCode:
+    """Union of datasets in the order of their names; see :meth:`DatasetData.merge`.
+
+    :param embedding: measured embedding error of fragments among them, see
+        :func:`~aiida_mlip.calculations.functions.embedding.measure_embedding`: stored with the union, beside those that
+        the datasets have, as :attr:`DatasetData.embedding`.
+    """
+    parts = [datasets[name] for name in sorted(datasets)]
     try:
-        return {"dataset": DatasetData.merge([datasets[name] for name in sorted(datasets)])}
+        union = DatasetData.merge(parts)
     except InvalidInputError as error:
         return ExitCode(312, f"datasets cannot be merged: {error}")
+    measured = {entry["uuid"]: entry for part in parts for entry in part.embedding}
+    if embedding is not None:
+        measured[embedding.uuid] = {
+            "uuid": embedding.uuid,
+            "error_ev_per_ang": embedding["measured_ev_per_ang"],
+            "buffer_ang": embedding.get_dict().get("chosen_ang"),
+        }
+    if measured:
+        union.base.attributes.set("embedding", list(measured.values()))
+    return {"dataset": union}
 
 
 def calculation_inputs(calculations: Iterable[orm.CalcJobNode]) -> dict[str, orm.Data]:

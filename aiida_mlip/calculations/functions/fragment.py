@@ -102,5 +102,6 @@ def _carve_all(
 
 
 def host_of(structure: orm.StructureData) -> Host:
+    """Crystal of a structure."""
     atoms = structure.get_ase()
     return Host(atoms.numbers.astype(np.uint8), atoms.positions, atoms.cell.array)

@@ -20,6 +20,8 @@ from aiida_mlip.protocols.select import parse_select
 
 #: More environments than this do not belong into a node: scan them where they are, and select among the candidates.
 MAX_ENVIRONMENTS: Final[int] = 1_000_000
+#: Arrays of ``environments``.
+_ENVIRONMENTS: Final[tuple[str, ...]] = ("features", "errors", "required")
 #: Sentences about dropped frames that a summary quotes.
 _MAX_DETAILS: Final[int] = 100
 
@@ -39,7 +41,8 @@ def select(
     :param reference: labelled frames: those are not chosen again, and their measured costs forecast those of others.
     :param potential: its grades say what it was trained on, where ``environments`` has features of it.
     :param environments: per atom of the candidates, in order: ``features`` (a, d) of the potential (else descriptors
-        are computed) and ``errors`` (a,), estimated errors of the forces (eV/Å).
+        are computed) and ``errors`` (a,), estimated errors of the forces (eV/Å); and ``required`` (n,), frames to be
+        taken before all others.
     :returns: ``dataset``, in order of choice, and ``summary``; exit code 313 for input that does not fit, 314 when no
         candidate is left, with the reasons.
     """
@@ -48,8 +51,8 @@ def select(
         if candidates.base.attributes.get("n_atoms") > MAX_ENVIRONMENTS:
             return ExitCode(313, f"candidates: more than {MAX_ENVIRONMENTS} atoms; scan them where they are")
         frames = candidates.frames()
-        arrays = {} if environments is None else {name: environments.get_array(name) for name in ("features", "errors")
-                                                  if name in environments.get_arraynames()}  # fmt: skip
+        given = {} if environments is None else dict(environments.get_iterarrays())
+        arrays = {name: given[name] for name in _ENVIRONMENTS if name in given}
         known = known_environments(reference, potential if "features" in arrays else None)
         choice = select_frames(frames, settings, known=known, **arrays)
     except (InvalidInputError, FileFormatError) as error:
@@ -110,7 +113,13 @@ def selection_summary(frames: Frames, choice: Choice, settings: SelectSettings) 
         "core_hours_budget": settings.core_hours,
         "error_threshold_ev_per_ang": settings.error_threshold,
         "selected": [
-            {"frame_id": name, "row": int(row), "atom": int(atom), "score": float(score), "core_hours": float(cost)}
+            {
+                "frame_id": name,
+                "row": int(row),
+                "atom": int(atom),
+                "score": float(score) if np.isfinite(score) else None,  # none: it was required
+                "core_hours": float(cost),
+            }
             for name, row, atom, score, cost in zip(
                 ids, choice.rows, choice.atoms, choice.scores, choice.core_hours, strict=True
             )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.descriptors import atomic_descriptors
@@ -103,6 +103,7 @@ def select_frames(
     features: Float[np.ndarray, "a d"] | None = None,
     errors: Float[np.ndarray, "a"] | None = None,
     known: Known | None = None,
+    required: Bool[np.ndarray, "n"] | None = None,
 ) -> Choice:
     """Choose frames to label.
 
@@ -111,6 +112,8 @@ def select_frames(
         :mod:`~aiida_mlip.kernel.descriptors`, with those of ``known.frames`` as what is known.
     :param errors: estimated error of each atom's force (eV/Å): an environment weighs min(error / threshold, 3).
     :param known: what is labelled already.
+    :param required: frames to be taken before all others, in their order, as far as they are sane, new and within the
+        budget; the others are then chosen beside them.
     :returns: possibly no frames at all, with the reasons.
     :raises InvalidInputError: shapes that do not fit, or values that are not finite or negative.
     """
@@ -137,7 +140,8 @@ def select_frames(
         reasons["duplicate"] += int((~told).sum())
     cost = np.ones(len(rows)) if settings.cost is None else settings.cost(frames.natoms[rows])
     candidates = Candidates(space.pool, groups=groups, weights=weights, costs=cost)
-    chosen = _choose(candidates, settings, space)
+    first = np.zeros(len(rows), dtype=bool) if required is None else _checked(required, len(frames))[rows]
+    chosen = _choose_with(candidates, settings, space, first)
     reasons["not_chosen"] = len(frames) - len(chosen) - sum(reasons.values())
     starts = np.concatenate([[0], np.cumsum(frames.natoms[rows])])
     return Choice(
@@ -222,8 +226,51 @@ def descriptors_by_element(frames: Frames, elements_of: Frames) -> Float[np.ndar
     return np.concatenate(parts)
 
 
-def _choose(candidates: Candidates, settings: SelectSettings, space: _Space) -> Selection:
+def _checked(required: np.ndarray, n_frames: int) -> np.ndarray:
+    if required.shape != (n_frames,):
+        raise InvalidInputError(f"required: expected {n_frames} truth values, got shape {required.shape}")
+    return np.asarray(required, dtype=bool)
+
+
+def _choose_with(candidates: Candidates, settings: SelectSettings, space: _Space, first: np.ndarray) -> Selection:
+    """Required groups as far as the budget goes, then others that go well with them: what they teach is known then."""
     budget = Budget(settings.max_frames, np.inf if settings.core_hours is None else settings.core_hours)
+    picks: list[tuple[int, int, float]] = []
+    left = budget.cost
+    weights = candidates.row_weights()
+    for group in np.flatnonzero(first):
+        members, cost = candidates.rows_of(int(group)), candidates.cost_of(int(group))
+        if len(picks) < budget.groups and cost <= left * (1 + 1e-12):
+            worst = members[0 if weights is None else int(np.argmax(weights[members]))]
+            picks.append((int(group), int(worst), np.inf))
+            left -= cost
+    if not picks:
+        return _choose(candidates, budget, settings, space)
+    if len(picks) == budget.groups or not left > 0:
+        return selection_of(candidates, picks)
+    taken = np.concatenate([candidates.rows_of(group) for group, _, _ in picks])
+    rest = np.ones(candidates.pool.shape[0]) if candidates.weights is None else candidates.weights.copy()
+    rest[taken] = 0.0
+    here = np.concatenate([block for _, block in blocks(Subset(space.pool, taken))])
+    white = here if isinstance(space.pool, Projected) else pool_whitening(space.pool)(here)
+    known = _Space(
+        space.pool,
+        space.precision + here.T @ here,
+        white if space.environments is None else np.concatenate([space.environments, white]),
+    )
+    others = _choose(
+        Candidates(candidates.pool, candidates.groups, rest, candidates.costs),
+        Budget(budget.groups - len(picks), left),
+        settings,
+        known,
+    )
+    return selection_of(
+        candidates,
+        [*picks, *zip(others.groups.tolist(), others.rows.tolist(), others.scores.tolist(), strict=True)],
+    )
+
+
+def _choose(candidates: Candidates, budget: Budget, settings: SelectSettings, space: _Space) -> Selection:
     if settings.method == "maxdet":
         return greedy_maxdet(candidates, budget, precision=space.precision)
     if settings.method == "random":

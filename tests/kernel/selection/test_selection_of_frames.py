@@ -114,3 +114,31 @@ def test_bad_input_is_refused():
         SelectSettings(max_frames=0)
     with pytest.raises(InvalidInputError, match="error_threshold: must be positive"):
         SelectSettings(error_threshold=0.0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_required_frames_come_first_and_the_rest_knows_of_them(method):
+    """Of twins one is required: the budget's second place goes to a frame of another kind."""
+    frames = concatenate([copper(0, 0.01), copper(1, 0.01), copper(2, 0.01, symbol="Au"), copper(3, 0.2)])
+    required = np.array([False, True, False, False])
+    choice = select_frames(frames, SelectSettings(method=method, max_frames=2), required=required)
+    assert choice.rows[0] == 1
+    assert len(set(choice.rows.tolist())) == 2
+    assert not np.isfinite(choice.scores[0])
+    if method in ("maxdet", "farthest"):
+        assert choice.rows[1] in (2, 3)
+    alone = select_frames(frames, SelectSettings(method=method, max_frames=1), required=required)
+    assert alone.rows.tolist() == [1]
+
+
+def test_required_frames_keep_to_budget_and_sanity():
+    frames = concatenate([copper(0), copper(1, repeat=3), copper(2)])
+    cost = CostModel(core_hours=1.0, natoms=4, exponent=1.0)
+    settings = SelectSettings(core_hours=2.0, cost=cost)
+    choice = select_frames(frames, settings, required=np.array([False, True, True]))
+    assert sorted(choice.rows.tolist()) == [0, 2]  # the second costs three
+    assert choice.rows[0] == 2
+    known = Known(frames=frames.take([2]))
+    assert 2 not in select_frames(frames, settings, required=np.array([False, False, True]), known=known).rows
+    with pytest.raises(InvalidInputError, match="required: expected 3 truth values"):
+        select_frames(frames, settings, required=np.ones(2, dtype=bool))

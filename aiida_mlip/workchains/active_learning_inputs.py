@@ -1,0 +1,88 @@
+"""Inputs of active learning: what can be known before anything is submitted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aiida import orm
+
+from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.errors import MlipError
+from aiida_mlip.protocols.active_learning import active_learning_settings
+from aiida_mlip.workchains.label_inputs import settings_hashes
+
+#: Ports of one exploration.
+EXPLORATION: Final[tuple[str, ...]] = ("structures", "spec", "engine_input", "options")
+#: Ports of frames that were explored before.
+EXPLORED: Final[tuple[str, ...]] = ("frames", "grades")
+
+
+def n_labels(dataset: DatasetData) -> int:
+    """Labels in a dataset, over all fidelities."""
+    return sum(entry["labelled"] for entry in dataset.base.attributes.get("fidelities").values())
+
+
+def validate_settings(value: orm.Dict | None, _: Any) -> str | None:
+    """Check the port ``settings``."""
+    try:
+        active_learning_settings({} if value is None else value.get_dict())
+    except MlipError as error:
+        return str(error)
+    return None
+
+
+def validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
+    """Check the ports together."""
+    if "settings" not in inputs or validate_settings(inputs["settings"], None) is not None:
+        return None  # reported by the port itself
+    settings = active_learning_settings(inputs["settings"].get_dict())
+    explorations = inputs.get("explorations") or {}
+    if not explorations:
+        return "explorations: give at least one, with `structures` and `spec`"
+    for name, given in explorations.items():
+        if not isinstance(given, Mapping) or not {"structures", "spec"} <= set(given):
+            return f"explorations.{name}: needs `structures` and `spec`"
+        if unknown := sorted(set(given) - set(EXPLORATION)):
+            return f"explorations.{name}: unknown {', '.join(unknown)}; known are {', '.join(EXPLORATION)}"
+        if not isinstance(given["spec"], orm.Dict) or given["spec"].get_dict().get("watch") is None:
+            return f"explorations.{name}.spec.watch: missing, without it nothing would ever be found uncertain"
+    if settings.fragment is not None and settings.fragment.get("completion") == "crystal" and not inputs.get("hosts"):
+        return "hosts: missing, settings.fragment.completion crystal needs the crystal"
+    for name, given in (inputs.get("explored") or {}).items():
+        if not isinstance(given, Mapping) or set(given) != set(EXPLORED):
+            return f"explored.{name}: needs `frames` and `grades`, nothing else"
+        if name not in explorations:
+            return f"explored.{name}: no exploration has this name; there are {', '.join(sorted(explorations))}"
+    for name, potential in (inputs.get("potentials") or {}).items():
+        if not potential.has_grades:
+            return f"potentials.{name}: it has no grades; leave it out, and the first round begins with training"
+    return _validate_dataset(inputs)
+
+
+def _validate_dataset(inputs: Mapping[str, Any]) -> str | None:
+    """Labels there are, and at settings that new ones can stand beside."""
+    if "dataset" not in inputs:
+        return None
+    dataset, given = inputs["dataset"], inputs.get("label", {}).get("fidelities")
+    if not n_labels(dataset):
+        return "dataset: has no labels; label it first"
+    try:
+        wanted = {} if given is None else settings_hashes(given.get_dict())
+    except MlipError:
+        return None  # reported by the labelling's own port
+    for name, exploration in inputs["explorations"].items():
+        if unknown := sorted(set(exploration["structures"].species) - set(dataset.species)):
+            return (
+                f"explorations.{name}.structures: {', '.join(unknown)} not in the dataset, which has "
+                f"{', '.join(dataset.species)}; a potential trained on it cannot describe them"
+            )
+    for name, settings in wanted.items():
+        known = dataset.settings.get(name, settings)
+        if known != settings:
+            return (
+                f"dataset: its labels at {name!r} have the settings {known[:12] or 'unknown (imported)'}, new ones "
+                f"would have {settings[:12]}; the two cannot be one level of theory. If they are, import the dataset "
+                f"with --settings {settings}"
+            )
+    return None
