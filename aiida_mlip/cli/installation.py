@@ -31,11 +31,17 @@ CODES: dict[str, tuple[str, str, bool | None]] = {
     "aiida-mlip-evaluate": ("aiida-mlip-evaluate", "aiida_mlip.evaluate", False),
     "aiida-mlip-metadynamics": ("aiida-mlip-metadynamics", "aiida_mlip.metadynamics", False),
     "aiida-mlip-explore": ("aiida-mlip-explore", "aiida_mlip.explore", False),
+    "aiida-mlip-fragment": ("aiida-mlip-fragment", "aiida_mlip.relax_fragments", False),
 }
 
 
 #: Jobs that AiiDA takes from its cache: a campaign that is begun again repeats none that finished.
 REUSED = "aiida.calculations:aiida_mlip.*"
+#: Functions that write their own uuid into what they make, which jobs then take as input.
+REUSED_FUNCTIONS = (
+    "aiida_mlip.calculations.functions.fragment.carve_fragments",
+    "aiida_mlip.calculations.functions.embedding.carve_ladder",
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ def ensure_profile(name: str | None = None, *, dry_run: bool = False) -> Action:
         changes.append("created")
     if reuses_nothing(name):
         if not dry_run:
-            config.set_option("caching.enabled_for", [REUSED], scope=name)
+            config.set_option("caching.enabled_for", [REUSED, *REUSED_FUNCTIONS], scope=name)
             config.store()
         changes.append("finished jobs are reused")
     profile = config.get_profile(name)
