@@ -38,7 +38,28 @@ GENERATE = {
         {"generator": "rattle", "parents": "strain", "per_parent": 5, "amplitude_ang": [0.02, 0.2]},
     ],
 }
+# where simulations lead: a warm crystal with a vacancy, far too large for this much DFT
+EXPLORE = {
+    "kind": "md",
+    "record_every": 20,
+    "selected_every": 20,
+    "md": {"timestep_fs": 2, "schedule": [{"n_steps": 60, "temperature_k": 600}]},
+    "watch": {"every": 10},
+}
+LEARN = {
+    "mode": "fragments",
+    "max_rounds": 1,
+    "labels_per_round": 4,
+    "fragment": {"core_radius_ang": 4.0, "buffer_ang": 1.4, "max_atoms": 70, "max_fragments": 2},
+}
 TARGETS = {"force_rmse_relative": 0.15, "energy_rmse_ev_per_atom": 0.010}
+
+
+def explorations() -> dict[str, dict[str, object]]:
+    """Simulations that the potential is to be certain of."""
+    vacancy = bulk("Si", cubic=True, a=5.40) * (3, 3, 3)
+    del vacancy[100]
+    return {"vacancy": {"structures": DatasetData.from_frames(from_ase([vacancy])), "spec": EXPLORE}}
 
 
 def build(concurrency: int) -> DevelopWorkChain:

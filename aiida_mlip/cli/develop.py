@@ -12,7 +12,8 @@ from aiida_mlip.errors import InvalidInputError
 if TYPE_CHECKING:
     from aiida import orm
 
-    from aiida_mlip.protocols.develop import DevelopSpec
+    from aiida_mlip.data.dataset import DatasetData
+    from aiida_mlip.protocols.develop import ActiveLearningJob, DevelopSpec
 
 
 @click.command()
@@ -55,21 +56,40 @@ def _read(job: Path) -> DevelopSpec:
 
 
 def _builder(spec: DevelopSpec, folder: Path) -> Any:  # Any: a ProcessBuilder
-    from aiida_mlip.data.dataset import DatasetData
-    from aiida_mlip.kernel.frames import from_ase
     from aiida_mlip.workchains.develop import DevelopWorkChain
 
-    images = [image for name in spec.structures for image in _images(folder / name)]
-    for image in images:
-        image.calc = None  # seeds are geometries
     return DevelopWorkChain.get_builder_from_protocol(
-        DatasetData.from_frames(from_ase(images, source=", ".join(spec.structures))),
+        _dataset(spec.structures, folder),
         codes={name: load_code(name, label) for name, label in spec.codes.items()},
         fidelities=spec.fidelities,
         protocol=spec.protocol,
         overrides=spec.overrides,
         generate_inputs=_generate_inputs(spec.generate_inputs),
+        active_learning=None if spec.active_learning is None else _active_learning(spec.active_learning, folder),
     )
+
+
+def _dataset(files: list[str], folder: Path, repeat: tuple[int, int, int] = (1, 1, 1)) -> DatasetData:
+    """Geometries of every image of the files."""
+    from aiida_mlip.data.dataset import DatasetData
+    from aiida_mlip.kernel.frames import from_ase
+
+    images = [image for name in files for image in _images(folder / name)]
+    for image in images:
+        image.calc = None
+    return DatasetData.from_frames(from_ase([image * repeat for image in images], source=", ".join(files)))
+
+
+def _active_learning(job: ActiveLearningJob, folder: Path) -> dict[str, Any]:
+    """Files of the job as nodes."""
+    from aiida import orm
+
+    explorations = {
+        name: {"structures": _dataset(given.structures, folder, given.repeat), "spec": given.spec}
+        for name, given in job.explorations.items()
+    }
+    hosts = {name: orm.StructureData(ase=_images(folder / file)[0]) for name, file in job.hosts.items()}
+    return {"explorations": explorations, "settings": job.settings, "hosts": hosts}
 
 
 def _generate_inputs(given: dict[str, Any]) -> dict[str, Any]:

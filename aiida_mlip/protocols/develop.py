@@ -14,6 +14,14 @@
         - {generator: rattle, parents: strain, per_parent: 5, amplitude_ang: [0.02, 0.2]}
     label: {max_concurrent: 2}
     train: {committee: 4}
+    active_learning:                   # left out: none
+      hosts: {silicon: silicon.cif}    # crystals that fragments are completed to
+      explorations:
+        hot:
+          structures: [silicon.cif]
+          repeat: [3, 3, 3]
+          spec: {kind: md, md: {timestep_fs: 2, schedule: [{n_steps: 500, temperature_k: 900}]}}
+      settings: {mode: fragments, fragment: {core_radius_ang: 4.5, buffer_ang: 3.0}, dft_core_hours: 10}
     targets: {force_rmse_relative: 0.15}
 """
 
@@ -21,12 +29,38 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 
 from aiida_mlip.protocols.model import DEFAULT_PROTOCOL, SpecModel
 
 #: Keys below ``generate`` that are inputs of the generation, not of its specification.
 GENERATE_INPUTS: Final[tuple[str, ...]] = ("potential", "imports", "reference", "options", "max_concurrent")
+
+
+class ExplorationJob(SpecModel):
+    """One exploration of a job file.
+
+    :param structures: files that ASE reads, every image of each.
+    :param repeat: how often along each lattice vector.
+    :param spec: what is run, see :mod:`aiida_mlip.protocols.explore`.
+    """
+
+    structures: list[str] = Field(min_length=1)
+    repeat: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1)
+    spec: dict[str, Any]
+
+
+class ActiveLearningJob(SpecModel):
+    """Active learning of a job file.
+
+    :param explorations: by name.
+    :param settings: see :mod:`aiida_mlip.protocols.active_learning`.
+    :param hosts: crystals that fragments are completed to: files by name.
+    """
+
+    explorations: dict[str, ExplorationJob] = Field(min_length=1)
+    settings: dict[str, Any] = {}
+    hosts: dict[str, str] = {}
 
 
 class DevelopSpec(SpecModel):
@@ -35,7 +69,8 @@ class DevelopSpec(SpecModel):
     :param structures: seed structures: files that ASE reads, every image of each.
     :param protocol: ``fast``, ``moderate`` or ``precise``.
     :param codes: labels of AiiDA codes: ``pw`` and ``ase`` as the fidelities need them, ``train``, ``evaluate``; and
-        ``metadynamics`` and ``explore`` where steps of the generation need them.
+        ``metadynamics`` and ``explore`` where steps of the generation need them; ``explore`` and ``fragment`` for
+        active learning.
     :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
     :param generate: steps, see :mod:`aiida_mlip.protocols.generate`; and what they need of the profile: ``potential``,
         ``imports``, ``reference``, ``options``, ``max_concurrent`` (as in
@@ -43,6 +78,7 @@ class DevelopSpec(SpecModel):
     :param label: further inputs of the labelling, e.g. ``max_concurrent``, ``isolated_atoms``, ``options``.
     :param train: settings, see :mod:`aiida_mlip.protocols.train`.
     :param train_options: scheduler options by ``train`` and ``evaluate``.
+    :param active_learning: where simulations lead, see :class:`ActiveLearningJob`.
     :param targets: see :mod:`aiida_mlip.protocols.targets`.
     """
 
@@ -54,6 +90,7 @@ class DevelopSpec(SpecModel):
     label: dict[str, Any] = {}
     train: dict[str, Any] = {}
     train_options: dict[str, dict[str, Any]] = {}
+    active_learning: ActiveLearningJob | None = None
     targets: dict[str, Any] = {}
 
     @property

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from aiida import orm
 from aiida.common import AttributeDict
-from aiida.engine import ExitCode, ToContext, WorkChain, if_
+from aiida.engine import ExitCode, ToContext, if_
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.protocols.model import check_name, validate_spec
 from aiida_mlip.protocols.targets import Targets
+from aiida_mlip.workchains.active_learning import ActiveLearningWorkChain
 from aiida_mlip.workchains.generate import GenerateWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
+from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 from aiida_mlip.workchains.train import TrainWorkChain
 
 
-class DevelopWorkChain(WorkChain):
-    """Develop a potential: generate frames, label them with DFT, train, and report errors on held-out labels.
+class DevelopWorkChain(SubmitOnceWorkChain):
+    """Develop a potential: generate frames, label them with DFT, train, learn actively, and report what it is worth.
 
     Entry point ``aiida_mlip.develop``. Whatever was reached is returned, also when a later stage fails.
     """
@@ -42,6 +44,16 @@ class DevelopWorkChain(WorkChain):
         )
         spec.expose_inputs(LabelWorkChain, namespace="label", exclude=("dataset",))
         spec.expose_inputs(TrainWorkChain, namespace="train", exclude=("dataset",))
+        spec.expose_inputs(
+            ActiveLearningWorkChain,
+            namespace="active_learning",
+            exclude=("dataset", "potentials", "explored", "train", "label"),
+            namespace_options={
+                "required": False,
+                "populate_defaults": False,
+                "help": "Where simulations lead; left out: no active learning. Labels and trainings are as above.",
+            },
+        )
         spec.input(
             "targets",
             valid_type=orm.Dict,
@@ -61,6 +73,10 @@ class DevelopWorkChain(WorkChain):
             cls.inspect_label,
             cls.run_train,
             cls.inspect_train,
+            if_(cls.should_learn_actively)(
+                cls.run_active_learning,
+                cls.inspect_active_learning,
+            ),
             cls.finalize,
         )
 
@@ -75,6 +91,11 @@ class DevelopWorkChain(WorkChain):
         spec.output_namespace("parity", dynamic=True, required=False, help="Labels and predictions per member.")
         spec.output_namespace("curves", dynamic=True, required=False, help="Learning curves per member.")
 
+        spec.output(
+            "history", valid_type=orm.Dict, required=False, help="Rounds of active learning, verdict, evidence."
+        )
+        spec.output("embedding", valid_type=orm.Dict, required=False, help="Measured embedding error of fragments.")
+
         spec.exit_code(300, "ERROR_GENERATE_FAILED", message="No frames were generated.")
         spec.exit_code(301, "ERROR_LABEL_FAILED", message="No usable labels were computed.")
         spec.exit_code(302, "ERROR_TRAIN_FAILED", message="No potential was trained.")
@@ -84,7 +105,15 @@ class DevelopWorkChain(WorkChain):
             "ERROR_TRAIN_INCOMPLETE",
             message="Some potentials could not be trained, evaluated or judged; what there is is returned.",
         )
+        spec.exit_code(
+            402,
+            "ERROR_ACTIVE_LEARNING_FAILED",
+            message="Active learning failed; what was reached is returned. {reason}",
+        )
         spec.exit_code(500, "ERROR_TARGET_NOT_MET", message="The potential misses its targets: {missed}")
+        spec.exit_code(
+            501, "ERROR_NOT_CONVERGED", message="Active learning ended before the potential was certain: {evidence}"
+        )
 
     @classmethod
     def get_builder_from_protocol(
@@ -96,17 +125,21 @@ class DevelopWorkChain(WorkChain):
         protocol: str | None = None,
         overrides: Mapping[str, Any] | None = None,
         generate_inputs: Mapping[str, Any] | None = None,  # Any: nodes, or plain values of ports
+        active_learning: Mapping[str, Any] | None = None,
     ) -> Any:  # Any: a ProcessBuilder
         """Builder with defaults of a protocol.
 
         :param structures: seed structures, unlabelled frames.
         :param codes: ``pw`` and/or ``ase`` for labels, ``train`` and ``evaluate`` for the potential; ``metadynamics``
-            and ``explore`` for stages of the generation.
+            and ``explore`` for stages of the generation; ``explore`` and ``fragment`` for active learning.
         :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
         :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
         :param overrides: what differs from the protocol: ``generate`` (steps), ``label`` (ports, e.g.
             ``max_concurrent``), ``train`` (settings), ``train_options`` (scheduler options), ``targets``.
         :param generate_inputs: further ports of the generation: ``potential``, ``imports``, ``reference``, ``options``.
+        :param active_learning: ``explorations`` (by name ``structures`` and ``spec``), ``settings`` and ``hosts`` (by
+            name a crystal), as
+            :meth:`~aiida_mlip.workchains.active_learning.ActiveLearningWorkChain.get_builder_from_protocol` takes them.
         :raises InvalidInputError: unknown protocol or key.
         """
         overrides = overrides or {}
@@ -141,10 +174,25 @@ class DevelopWorkChain(WorkChain):
                 options=overrides.get("train_options"),
             ),
         }
+        if active_learning is not None:
+            for key in active_learning:
+                check_name("key", key, ["explorations", "settings", "hosts"], where="active_learning")
+            stages["active_learning"] = learning = ActiveLearningWorkChain.get_builder_from_protocol(
+                structures,
+                codes=codes,
+                fidelities=fidelities,
+                explorations=active_learning.get("explorations", {}),
+                protocol=protocol,
+                overrides={"settings": active_learning.get("settings", {})},
+            )
+            if hosts := active_learning.get("hosts"):
+                learning.hosts = dict(hosts)
         for name, stage in stages.items():
             inputs = dict(stage._inputs(prune=True))
             inputs.pop("dataset", None)
             inputs.pop("metadata", None)
+            if name == "active_learning":
+                inputs = {key: value for key, value in inputs.items() if key not in ("train", "label")}
             builder[name] = inputs
         if targets := overrides.get("targets"):
             builder.targets = orm.Dict(dict(targets))
@@ -155,7 +203,7 @@ class DevelopWorkChain(WorkChain):
     def setup(self) -> None:
         """Start from the given dataset, if any."""
         self.ctx.dataset = self.inputs.dataset.uuid if "dataset" in self.inputs else None
-        self.ctx.exit_code = None
+        self.ctx.reached = {}  # name of an output -> uuid, or uuids by name
 
     def should_generate(self) -> bool:
         """Whether frames are to be generated."""
@@ -175,7 +223,7 @@ class DevelopWorkChain(WorkChain):
         self.out_many(self.exposed_outputs(node, GenerateWorkChain, namespace="generate"))
         if "dataset" not in node.outputs:
             self.report(f"GenerateWorkChain<{node.pk}> failed with exit status {node.exit_status}: {node.exit_message}")
-            return self.exit_codes.ERROR_GENERATE_FAILED
+            return self._end(self.exit_codes.ERROR_GENERATE_FAILED)
         if not node.is_finished_ok:
             self.report(
                 f"GenerateWorkChain<{node.pk}> [{node.exit_status}]: {node.exit_message}; going on with the rest"
@@ -195,17 +243,16 @@ class DevelopWorkChain(WorkChain):
     def inspect_label(self) -> ExitCode | None:
         """Take the labels; too many failures end the run after what was computed is returned."""
         node = self.ctx.label
-        if "summary" in node.outputs:
-            self.out("label_summary", node.outputs.summary)
+        self._reach("label_summary", node, "summary")
+        self._reach("dataset", node)
         if "dataset" in node.outputs:
             self.ctx.dataset = node.outputs.dataset.uuid
-            self.out("dataset", node.outputs.dataset)
         if node.is_finished_ok:
             return None
         self.report(f"LabelWorkChain<{node.pk}> failed with exit status {node.exit_status}: {node.exit_message}")
         if "dataset" in node.outputs:
-            return self.exit_codes.ERROR_LABEL_INCOMPLETE
-        return self.exit_codes.ERROR_LABEL_FAILED
+            return self._end(self.exit_codes.ERROR_LABEL_INCOMPLETE)
+        return self._end(self.exit_codes.ERROR_LABEL_FAILED)
 
     def run_train(self) -> ToContext:
         """Train the committee on the labelled frames and evaluate it on held-out ones."""
@@ -220,25 +267,85 @@ class DevelopWorkChain(WorkChain):
         """Take the potentials, their errors and curves."""
         node = self.ctx.train
         for name in ("potentials", "errors", "split", "parity", "curves"):
-            if name in node.outputs:
-                self.out(name, node.outputs[name])
+            self._reach(name, node)
         if node.is_finished_ok:
             return None
         self.report(f"TrainWorkChain<{node.pk}> failed with exit status {node.exit_status}: {node.exit_message}")
         if "potentials" in node.outputs:
-            return self.exit_codes.ERROR_TRAIN_INCOMPLETE
-        return self.exit_codes.ERROR_TRAIN_FAILED
+            return self._end(self.exit_codes.ERROR_TRAIN_INCOMPLETE)
+        return self._end(self.exit_codes.ERROR_TRAIN_FAILED)
+
+    def should_learn_actively(self) -> bool:
+        """Whether simulations are to be run and learned from."""
+        return "active_learning" in self.inputs
+
+    def run_active_learning(self) -> ToContext:
+        """Explore with the committee, label what it does not know, learn it."""
+        inputs = AttributeDict(self.exposed_inputs(ActiveLearningWorkChain, "active_learning"))
+        inputs.dataset = orm.load_node(self.ctx.dataset)
+        inputs.potentials = {name: node for name, node in self.ctx.train.outputs.potentials.items() if node.has_grades}
+        inputs.train = self.exposed_inputs(TrainWorkChain, "train")
+        inputs.label = self.exposed_inputs(LabelWorkChain, "label")
+        inputs.setdefault("metadata", AttributeDict())["call_link_label"] = "active_learning"
+        node = self.submit(ActiveLearningWorkChain, **inputs)
+        self.report(f"active learning: ActiveLearningWorkChain<{node.pk}>")
+        return ToContext(active_learning=node)
+
+    def inspect_active_learning(self) -> ExitCode | None:
+        """Take what it learned; that it did not come to its end within the budget is a finding, not a failure."""
+        node = self.ctx.active_learning
+        for name in ("dataset", "potentials", "errors", "history", "embedding"):
+            self._reach(name, node)
+        if node.is_finished_ok or node.exit_status in _UNCERTAIN:
+            self.report(f"active learning: {node.outputs.history['verdict']}: {node.outputs.history['evidence']}")
+            return None
+        reason = f"ActiveLearningWorkChain<{node.pk}>: {node.exit_message or node.process_state}"
+        self.report(reason)
+        return self._end(self.exit_codes.ERROR_ACTIVE_LEARNING_FAILED.format(reason=reason))
 
     def finalize(self) -> ExitCode | None:
-        """Compare the errors on held-out frames with the targets."""
-        if "targets" not in self.inputs:
-            return None
-        errors = self.ctx.train.outputs.errors.get_dict().get("test", {})
-        missed = validate_spec(Targets, self.inputs.targets.get_dict(), where="targets").missed(errors)
-        if missed:
-            self.report(f"targets missed: {'; '.join(missed)}")
-            return self.exit_codes.ERROR_TARGET_NOT_MET.format(missed="; ".join(missed))
-        return None
+        """Return everything, compare the errors on held-out frames with the targets, and say how it ended."""
+        if "targets" in self.inputs:
+            errors = orm.load_node(self.ctx.reached["errors"]).get_dict().get("test", {})
+            missed = validate_spec(Targets, self.inputs.targets.get_dict(), where="targets").missed(errors)
+            if missed:
+                self.report(f"targets missed: {'; '.join(missed)}")
+                return self._end(self.exit_codes.ERROR_TARGET_NOT_MET.format(missed="; ".join(missed)))
+        if "history" in self.ctx.reached:
+            history = orm.load_node(self.ctx.reached["history"])
+            if history["verdict"] != "converged":
+                return self._end(
+                    self.exit_codes.ERROR_NOT_CONVERGED.format(evidence=f"{history['verdict']}: {history['evidence']}")
+                )
+        return self._end(None)
+
+    # -- parts -------------------------------------------------------------------------------------------------
+
+    def _reach(self, name: str, node: orm.ProcessNode, output: str | None = None) -> None:
+        """Note an output of a stage; that of a later stage takes its place."""
+        output = output or name
+        if output not in node.outputs:
+            return
+        found = node.outputs[output]
+        self.ctx.reached[name] = (
+            found.uuid if isinstance(found, orm.Data) else {key: each.uuid for key, each in found.items()}
+        )
+
+    def _end(self, code: ExitCode | None) -> ExitCode | None:
+        """Return everything that was reached, and end."""
+        for name, uuid in self.ctx.reached.items():
+            if isinstance(uuid, str):
+                self.out(name, orm.load_node(uuid))
+            else:
+                for key, each in uuid.items():
+                    self.out(f"{name}.{key}", orm.load_node(each))
+        return code
+
+
+#: Exit statuses of active learning that ended in order, before the potential was certain.
+_UNCERTAIN: Final[frozenset[int]] = frozenset(
+    ActiveLearningWorkChain.exit_codes[name].status for name in ("ERROR_BUDGET", "ERROR_STALLED")
+)
 
 
 def _validate_targets(value: orm.Dict, _: Any) -> str | None:
