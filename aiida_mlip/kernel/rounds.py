@@ -28,10 +28,11 @@ class Round:
     :param n_selected: of those, chosen under the budget.
     :param n_labelled: labels computed.
     :param n_failed: labels that failed.
-    :param n_gate: labels computed to measure the embedding error.
-    :param embedding_error: of fragments, at the buffer that was chosen (eV/Å); None where it was not measured.
     :param dft_core_hours: spent on labels.
     :param training_hours: spent on training, summed over the members.
+    :param n_gate: labels computed to measure the embedding error.
+    :param missed: properties that miss their thresholds, in words; None where they were not looked at.
+    :param embedding_error: of fragments, at the buffer that was chosen (eV/Å); None where it was not measured.
     """
 
     number: int
@@ -44,10 +45,11 @@ class Round:
     n_selected: int = 0
     n_labelled: int = 0
     n_failed: int = 0
-    n_gate: int = 0
-    embedding_error: float | None = None
     dft_core_hours: float = 0.0
     training_hours: float = 0.0
+    n_gate: int = 0
+    embedding_error: float | None = None
+    missed: tuple[str, ...] | None = None
 
     @property
     def trusted(self) -> float:
@@ -102,7 +104,8 @@ def may_train(rounds: Sequence[Round], caps: Caps) -> bool:
 def judge(rounds: Sequence[Round], caps: Caps) -> tuple[Verdict, str]:
     """Verdict after the last round, and the evidence in a sentence.
 
-    ``converged``: a full pass of all explorations in which no run was stopped and no frame was worth a label.
+    ``converged``: a full pass of all explorations in which no run was stopped and no frame was worth a label, and the
+    properties that were looked at hold.
     ``budget``: a cap is reached. ``stalled``: for some rounds nothing has improved, neither the error on held-out
     frames, nor the part of the exploration that can be trusted, nor the number of frames worth a label.
     """
@@ -110,7 +113,10 @@ def judge(rounds: Sequence[Round], caps: Caps) -> tuple[Verdict, str]:
         return "go_on", "no round yet"
     last = rounds[-1]
     if last.n_candidates == 0 and last.stopped == 0:
-        return "converged", f"all {last.steps_asked} steps done, no frame was worth a label"
+        calm = f"all {last.steps_asked} steps done, no frame was worth a label"
+        if last.missed:
+            return "stalled", f"{calm}, but the potential misses {'; '.join(last.missed)}"
+        return "converged", calm if last.missed is None else f"{calm}, and the properties hold"
     if last.n_labelled == 0:
         reason = "could be labelled" if last.n_selected else "was chosen under the budget and the filters"
         exhausted = last.n_candidates > 0 and last.n_selected == 0 and left_for_labels(rounds, caps) is not None

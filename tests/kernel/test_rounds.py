@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.kernel.rounds import Caps, Round, judge, left_for_labels
+from aiida_mlip.kernel.rounds import Caps, Round, judge, left_for_labels, may_train
 
 BUSY = Round(0, 100, 0.2, 1000, 400, 1, 10, 5, 5, 0, 1.0, 0.1)
 CAPS = Caps(max_rounds=10, dft_core_hours=20.0, training_hours=5.0, stalled_after=2)
@@ -35,6 +35,7 @@ def test_a_pass_without_candidates_is_success():
         ([better(i) for i in range(10)], CAPS, "budget", "10 rounds are done, and 10 frames"),
         ([replace(BUSY, dft_core_hours=21.0)], CAPS, "budget", "all 20 core-hours"),
         ([replace(BUSY, training_hours=5.0)], CAPS, "budget", "5 of 5 hours of training"),
+        ([replace(BUSY, training_hours=3.0)], CAPS, "budget", "another would not fit"),
         ([replace(BUSY, n_selected=0, n_labelled=0)], CAPS, "budget", "none was chosen"),
         ([replace(BUSY, n_labelled=0, n_failed=5)], CAPS, "stalled", "none could be labelled"),
         ([BUSY, BUSY, BUSY], CAPS, "stalled", "nothing improved in 2 rounds"),
@@ -46,6 +47,29 @@ def test_a_pass_without_candidates_is_success():
 def test_verdicts(rounds, caps, verdict, evidence):
     found, said = judge(rounds, caps)
     assert (found, evidence in said) == (verdict, True), said
+
+
+def test_properties_have_a_say():
+    calm = replace(BUSY, n_candidates=0, stopped=0, steps_trusted=1000)
+    assert judge([replace(calm, missed=())], CAPS) == (
+        "converged",
+        "all 1000 steps done, no frame was worth a label, and the properties hold",
+    )
+    verdict, evidence = judge([replace(calm, missed=("a0 by 2 %", "C44"))], CAPS)
+    assert verdict == "stalled"
+    assert evidence.endswith("but the potential misses a0 by 2 %; C44")
+
+
+@given(st.lists(st.floats(0.01, 3.0), max_size=8))
+def test_trainings_keep_within_their_cap(hours):
+    """As long as none takes longer than the longest before it, the cap is never exceeded."""
+    done: list[Round] = []
+    for spent in sorted(hours, reverse=True):
+        if not may_train(done, CAPS):
+            break
+        done.append(replace(BUSY, training_hours=spent))
+    assert sum(each.training_hours for each in done) <= CAPS.training_hours
+    assert may_train(done, Caps(max_rounds=1))
 
 
 @given(st.lists(st.floats(0, 50), max_size=8))

@@ -101,7 +101,7 @@ def record_round(
     :param history: of the rounds before.
     :param parts: ``errors`` and ``training_<i>`` of the training, ``exploration_<name>`` summaries, ``found_<name>``
         frames, ``candidates``, ``selection``, ``labels`` and ``labels_gate`` (those of the embedding gate),
-        ``embedding`` and ``properties`` (of a validation), as far as the round has them.
+        ``embedding`` and ``properties`` (verdict of a validation), as far as the round has them.
     :returns: ``rounds`` (see :class:`aiida_mlip.kernel.rounds.Round`), ``verdict`` and ``evidence``.
     """
     full = _full(settings)
@@ -120,6 +120,7 @@ def record_round(
         n_failed=sum(entry["failed"] for entry in labels),
         n_gate=sum(entry["frames"] - entry["failed"] - entry["not_run"] for entry in of_gate),
         embedding_error=parts["embedding"]["measured_ev_per_ang"] if "embedding" in parts else None,
+        missed=tuple(parts["properties"]["missed"]) if "properties" in parts else None,
         dft_core_hours=sum(entry["core_seconds"] for entry in (*labels, *of_gate)) / _HOUR,
         training_hours=sum(
             (node["wall_seconds"] or 0) / _HOUR for name, node in parts.items() if name.startswith("training_")
