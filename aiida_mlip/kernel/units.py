@@ -26,3 +26,5 @@ BOLTZMANN: Final[float] = constants.physical_constants["Boltzmann constant in eV
 RYDBERG_TIME: Final[float] = constants.hbar / (RYDBERG * constants.e) * 1e15
 #: eV per amu·Å²/fs².
 AMU_ANG2_PER_FS2: Final[float] = constants.atomic_mass * 1e10 / constants.e
+#: eV/Å² per J/m².
+J_PER_M2: Final[float] = 1e-20 / constants.e
