@@ -18,6 +18,7 @@ from aiida_mlip.cli.progress import run_with_progress
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.frames import from_ase
 from aiida_mlip.workchains.active_learning import ActiveLearningWorkChain
+from aiida_mlip.workchains.active_learning_forecast import forecast
 from aiida_mlip.workchains.generate import GenerateWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
 
@@ -78,6 +79,8 @@ def main(rounds: int) -> None:
         protocol="fast",
         overrides={"settings": {"max_rounds": rounds, "labels_per_round": 10}, "train": TRAINING},
     )
+    for line in forecast(builder).lines():
+        click.echo(line)
     results, node = run_with_progress(builder)
     if "history" not in results:
         raise SystemExit(f"ended with exit status {node.exit_status}: {node.exit_message}")

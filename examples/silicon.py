@@ -7,11 +7,14 @@
 that `aiida-mlip setup` makes. To use it for your own system, change `seeds`, `FIDELITIES` and the codes.
 """
 
+from pathlib import Path
+
 import click
 from aiida import orm
 from aiida.engine import submit
 from ase.build import bulk
 
+from aiida_mlip.cli.develop import print_forecast, print_report
 from aiida_mlip.cli.progress import run_with_progress, watch
 from aiida_mlip.cli.results import print_results
 from aiida_mlip.data.dataset import DatasetData
@@ -52,6 +55,8 @@ LEARN = {
     "labels_per_round": 4,
     "fragment": {"core_radius_ang": 4.0, "buffer_ang": 1.4, "max_atoms": 70, "max_fragments": 2},
 }
+# properties of the crystal, from the potential and from the same DFT
+VALIDATE = {"vacancy": None, "elastic": None, "dimer": None, "phonons": {"min_length_ang": 7.0}}
 TARGETS = {"force_rmse_relative": 0.15, "energy_rmse_ev_per_atom": 0.010}
 
 
@@ -64,13 +69,14 @@ def explorations() -> dict[str, dict[str, object]]:
 
 def build(concurrency: int) -> DevelopWorkChain:
     """Everything the job needs, as a builder."""
-    seeds = DatasetData.from_frames(from_ase([bulk("Si", cubic=True, a=5.40)], source="silicon crystal"))
+    crystal = bulk("Si", cubic=True, a=5.40)
+    seeds = DatasetData.from_frames(from_ase([crystal], source="silicon crystal"))
     return DevelopWorkChain.get_builder_from_protocol(
         seeds,
         codes={
             "pw": orm.load_code("pw@localhost"),
             "train": orm.load_code("nequip-train@localhost"),
-            "evaluate": orm.load_code("aiida-mlip-evaluate@localhost"),
+            **{name: orm.load_code(f"aiida-mlip-{name}@localhost") for name in ("evaluate", "explore", "fragment")},
         },
         fidelities=FIDELITIES,
         protocol="fast",
@@ -80,15 +86,23 @@ def build(concurrency: int) -> DevelopWorkChain:
             "train": {"split": {"test": 0.15, "val": 0.1}},
             "targets": TARGETS,
         },
+        active_learning={
+            "explorations": explorations(),
+            "settings": LEARN,
+            "hosts": {"silicon": orm.StructureData(ase=crystal)},
+        },
+        validate={"structures": orm.StructureData(ase=bulk("Si", a=5.40)), "settings": VALIDATE},
     )
 
 
 @click.command()
 @click.option("--submit", "to_daemon", is_flag=True, help="Hand the job to the daemon instead of running it here.")
 @click.option("--concurrency", default=2, show_default=True, help="Labels computed at the same time.")
-def main(to_daemon: bool, concurrency: int) -> None:
+@click.option("--report", default="silicon.html", show_default=True, type=click.Path(path_type=Path))
+def main(to_daemon: bool, concurrency: int, report: Path) -> None:
     """Develop a potential of silicon."""
     builder = build(concurrency)
+    print_forecast(builder)
     if to_daemon:
         node = submit(builder)
         click.echo(f"submitted: follow it with `aiida-mlip status {node.pk} --watch`")
@@ -96,7 +110,10 @@ def main(to_daemon: bool, concurrency: int) -> None:
     else:
         _, node = run_with_progress(builder)
     print_results(node)
-    if not node.is_finished_ok:
+    print_report(node, report)
+    if node.exit_status == DevelopWorkChain.exit_codes.ERROR_NOT_CONVERGED.status:
+        click.echo(f"{node.exit_message}. A demonstration allows one round; give it more to go on.")
+    elif not node.is_finished_ok:
         raise SystemExit(f"the job ended with exit status {node.exit_status}: {node.exit_message}")
 
 

@@ -31,6 +31,7 @@ def develop(job: Path, to_daemon: bool) -> None:
     from aiida_mlip.cli.results import print_results
 
     builder = _builder(_read(job), job.parent)
+    print_forecast(builder)
     if to_daemon:
         node = submit_to_daemon(builder)
         click.echo(f"submitted as {node.pk}; interrupting this leaves it alone: aiida-mlip status {node.pk} --watch")
@@ -38,8 +39,26 @@ def develop(job: Path, to_daemon: bool) -> None:
     else:
         _, node = run_with_progress(builder)
     print_results(node)
+    print_report(node, Path(f"{job.stem}-{node.pk}.html"))
     if not node.is_finished_ok:
         raise click.ClickException(f"the job ended with exit status {node.exit_status}: {node.exit_message}")
+
+
+def print_forecast(builder: Any) -> None:  # Any: a ProcessBuilder
+    """Say what the active learning of a job may take, before it starts."""
+    from aiida_mlip.workchains.develop import DevelopWorkChain
+
+    found = DevelopWorkChain.forecast_active_learning(builder)
+    for line in [] if found is None else found.lines():
+        click.echo(f"active learning: {line}")
+
+
+def print_report(node: orm.ProcessNode, path: Path) -> None:
+    """Write the report of a finished job, and say where it lies."""
+    from aiida_mlip.report.write import write_report
+
+    write_report(node, path)
+    click.echo(f"report: {path.absolute()}")
 
 
 def _read(job: Path) -> DevelopSpec:
@@ -66,6 +85,12 @@ def _builder(spec: DevelopSpec, folder: Path) -> Any:  # Any: a ProcessBuilder
         overrides=spec.overrides,
         generate_inputs=_generate_inputs(spec.generate_inputs),
         active_learning=None if spec.active_learning is None else _active_learning(spec.active_learning, folder),
+        validate=None
+        if spec.validation is None
+        else {
+            "structures": _dataset(spec.validation.structures, folder),
+            "settings": spec.validation.settings,
+        },
     )
 
 

@@ -22,6 +22,7 @@
           repeat: [3, 3, 3]
           spec: {kind: md, md: {timestep_fs: 2, schedule: [{n_steps: 500, temperature_k: 900}]}}
       settings: {mode: fragments, fragment: {core_radius_ang: 4.5, buffer_ang: 3.0}, dft_core_hours: 10}
+    validation: {structures: [silicon.cif]}     # properties beside those of DFT; left out: none
     targets: {force_rmse_relative: 0.15}
 """
 
@@ -63,6 +64,17 @@ class ActiveLearningJob(SpecModel):
     hosts: dict[str, str] = {}
 
 
+class ValidationJob(SpecModel):
+    """Validation of a job file.
+
+    :param structures: crystals: files that ASE reads, every image of each.
+    :param settings: what differs from the protocol, see :mod:`aiida_mlip.protocols.validate`.
+    """
+
+    structures: list[str] = Field(min_length=1)
+    settings: dict[str, Any] = {}
+
+
 class DevelopSpec(SpecModel):
     """Keys of a job file; what stands below ``generate`` to ``targets`` is read by the models of those stages.
 
@@ -79,6 +91,7 @@ class DevelopSpec(SpecModel):
     :param train: settings, see :mod:`aiida_mlip.protocols.train`.
     :param train_options: scheduler options by ``train`` and ``evaluate``.
     :param active_learning: where simulations lead, see :class:`ActiveLearningJob`.
+    :param validation: properties beside those of DFT, see :class:`ValidationJob`.
     :param targets: see :mod:`aiida_mlip.protocols.targets`.
     """
 
@@ -91,6 +104,7 @@ class DevelopSpec(SpecModel):
     train: dict[str, Any] = {}
     train_options: dict[str, dict[str, Any]] = {}
     active_learning: ActiveLearningJob | None = None
+    validation: ValidationJob | None = None
     targets: dict[str, Any] = {}
 
     @property

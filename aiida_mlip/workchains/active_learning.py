@@ -24,12 +24,14 @@ from aiida_mlip.kernel.rounds import Round, may_train
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 from aiida_mlip.protocols.explore import resolved_spec
 from aiida_mlip.protocols.model import check_name
+from aiida_mlip.workchains.active_learning_forecast import forecast
 from aiida_mlip.workchains.active_learning_inputs import EXPLORATION, n_labels, validate_inputs, validate_settings
 from aiida_mlip.workchains.explore import ExploreWorkChain
 from aiida_mlip.workchains.fragment import FragmentWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 from aiida_mlip.workchains.train import TrainWorkChain
+from aiida_mlip.workchains.validate import ValidateWorkChain
 
 
 class ActiveLearningWorkChain(SubmitOnceWorkChain):
@@ -86,6 +88,17 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         )
         spec.expose_inputs(TrainWorkChain, namespace="train", exclude=("dataset", "initial_potentials"))
         spec.expose_inputs(LabelWorkChain, namespace="label", exclude=("dataset",))
+        spec.expose_inputs(
+            ValidateWorkChain,
+            namespace="validate",
+            exclude=("potentials", "subject"),
+            namespace_options={
+                "required": False,
+                "populate_defaults": False,
+                "validator": None,
+                "help": "Properties that must hold before it is called converged; left out: none.",
+            },
+        )
         spec.inputs.validator = validate_inputs
 
         spec.outline(
@@ -114,6 +127,10 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
                 if_(cls.has_labels)(
                     cls.merge,
                 ),
+                if_(cls.should_validate)(
+                    cls.run_validate,
+                    cls.inspect_validate,
+                ),
                 cls.record,
             ),
             if_(cls.should_train_last)(
@@ -129,6 +146,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         )
         spec.output("errors", valid_type=orm.Dict, required=False, help="Errors of the last training.")
         spec.output("embedding", valid_type=orm.Dict, required=False, help="Measured embedding error of fragments.")
+        spec.output("properties", valid_type=orm.Dict, required=False, help="Properties of the last committee.")
         spec.output("history", valid_type=orm.Dict, required=False, help="Rounds, verdict and evidence.")
 
         spec.exit_code(200, "ERROR_INVALID_INPUT", message="The settings cannot be used: {reason}")
@@ -217,13 +235,17 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         self.ctx.graded = {}  # grades of the frames that fragments were cut from
         self.ctx.labelled = {}  # labels of the present round, to be added to the dataset
         self.ctx.embedding = None
+        self.ctx.properties = None
+        self.ctx.calm = False  # whether no run of the round was stopped, and nothing was worth a label
 
     def plan(self) -> ExitCode | None:
-        """Write the settings out."""
+        """Write the settings out, and what the campaign may take."""
         result, node = plan_active_learning.run_get_node(self.inputs.settings, metadata={"call_link_label": "plan"})
         if not node.is_finished_ok:
             return self.exit_codes.ERROR_INVALID_INPUT.format(reason=node.exit_message)
         self.ctx.plan = {name: value.uuid for name, value in result.items()}
+        for line in forecast(self.inputs).lines():
+            self.report(f"forecast: {line}")
         return None
 
     def should_go_on(self) -> bool:
@@ -291,6 +313,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
     def inspect_explore(self) -> ExitCode | None:
         """Take what the explorations found."""
         self.ctx.found = {}
+        self.ctx.calm = True
         reasons = []
         for name in self.inputs.explorations:
             node = self.ctx[f"explore_{name}"]
@@ -302,6 +325,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
                 self.ctx.found[name] = [node.outputs.selected.uuid, node.outputs.grades.uuid]
                 self.ctx.parts[f"found_{name}"] = node.outputs.selected.uuid
             stopped = any(run["stopped_by"] != "finished" for run in node.outputs.summary["runs"])
+            self.ctx.calm = self.ctx.calm and not stopped and "selected" not in node.outputs
             if stopped and "checkpoint" in node.outputs:
                 self.ctx.restarts[name] = node.outputs.checkpoint.uuid
             else:
@@ -452,6 +476,28 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         self.ctx.dataset = merged["dataset"].uuid
         return None
 
+    def should_validate(self) -> bool:
+        """Whether the round was calm, and properties have a say."""
+        return bool(self.ctx.calm) and "validate" in self.inputs
+
+    def run_validate(self) -> ToContext:
+        """Compute the properties of the committee."""
+        inputs = AttributeDict(self.exposed_inputs(ValidateWorkChain, "validate"))
+        inputs.potentials = self._potentials()
+        inputs.setdefault("metadata", AttributeDict())["call_link_label"] = self._label("validate")
+        node = self.submit(ValidateWorkChain, **inputs)
+        self.report(f"round {self.ctx.round}: properties: ValidateWorkChain<{node.pk}>")
+        return ToContext(validate=node)
+
+    def inspect_validate(self) -> ExitCode | None:
+        """Take the verdict on the properties."""
+        node = self.ctx.validate
+        if "verdict" not in node.outputs:
+            return self._end(self._failed_step(node))
+        self.ctx.parts["properties"] = node.outputs.verdict.uuid
+        self.ctx.properties = node.outputs.properties.uuid
+        return None
+
     def record(self) -> ExitCode | None:
         """Write down what the round did, and judge whether to go on."""
         parts = {name: orm.load_node(uuid) for name, uuid in self.ctx.parts.items()}
@@ -502,7 +548,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         self.out("dataset", orm.load_node(self.ctx.dataset))
         for name, node in self._potentials().items():
             self.out(f"potentials.{name}", node)
-        for name in ("errors", "history", "embedding"):
+        for name in ("errors", "history", "embedding", "properties"):
             if self.ctx[name] is not None:
                 self.out(name, orm.load_node(self.ctx[name]))
 

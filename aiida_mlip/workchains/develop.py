@@ -15,10 +15,12 @@ from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.protocols.model import check_name, validate_spec
 from aiida_mlip.protocols.targets import Targets
 from aiida_mlip.workchains.active_learning import ActiveLearningWorkChain
+from aiida_mlip.workchains.active_learning_forecast import Forecast, forecast
 from aiida_mlip.workchains.generate import GenerateWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 from aiida_mlip.workchains.train import TrainWorkChain
+from aiida_mlip.workchains.validate import ValidateWorkChain
 
 
 class DevelopWorkChain(SubmitOnceWorkChain):
@@ -47,11 +49,22 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         spec.expose_inputs(
             ActiveLearningWorkChain,
             namespace="active_learning",
-            exclude=("dataset", "potentials", "explored", "train", "label"),
+            exclude=("dataset", "potentials", "explored", "train", "label", "validate"),
             namespace_options={
                 "required": False,
                 "populate_defaults": False,
                 "help": "Where simulations lead; left out: no active learning. Labels and trainings are as above.",
+            },
+        )
+        spec.expose_inputs(
+            ValidateWorkChain,
+            namespace="validate",
+            exclude=("potentials", "subject"),
+            namespace_options={
+                "required": False,
+                "populate_defaults": False,
+                "validator": None,
+                "help": "Properties of the last potentials beside those of DFT; left out: none.",
             },
         )
         spec.input(
@@ -77,6 +90,10 @@ class DevelopWorkChain(SubmitOnceWorkChain):
                 cls.run_active_learning,
                 cls.inspect_active_learning,
             ),
+            if_(cls.should_validate)(
+                cls.run_validate,
+                cls.inspect_validate,
+            ),
             cls.finalize,
         )
 
@@ -94,6 +111,8 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         spec.output(
             "history", valid_type=orm.Dict, required=False, help="Rounds of active learning, verdict, evidence."
         )
+        spec.output("properties", valid_type=orm.Dict, required=False, help="Properties of the potentials and of DFT.")
+        spec.output("verdict", valid_type=orm.Dict, required=False, help="Which properties hold.")
         spec.output("embedding", valid_type=orm.Dict, required=False, help="Measured embedding error of fragments.")
 
         spec.exit_code(300, "ERROR_GENERATE_FAILED", message="No frames were generated.")
@@ -110,10 +129,14 @@ class DevelopWorkChain(SubmitOnceWorkChain):
             "ERROR_ACTIVE_LEARNING_FAILED",
             message="Active learning failed; what was reached is returned. {reason}",
         )
+        spec.exit_code(
+            403, "ERROR_VALIDATE_FAILED", message="The properties could not be computed; the rest is returned. {reason}"
+        )
         spec.exit_code(500, "ERROR_TARGET_NOT_MET", message="The potential misses its targets: {missed}")
         spec.exit_code(
             501, "ERROR_NOT_CONVERGED", message="Active learning ended before the potential was certain: {evidence}"
         )
+        spec.exit_code(502, "ERROR_PROPERTIES_MISSED", message="Properties of the potential miss: {missed}")
 
     @classmethod
     def get_builder_from_protocol(
@@ -126,6 +149,7 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         overrides: Mapping[str, Any] | None = None,
         generate_inputs: Mapping[str, Any] | None = None,  # Any: nodes, or plain values of ports
         active_learning: Mapping[str, Any] | None = None,
+        validate: Mapping[str, Any] | None = None,
     ) -> Any:  # Any: a ProcessBuilder
         """Builder with defaults of a protocol.
 
@@ -140,6 +164,8 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         :param active_learning: ``explorations`` (by name ``structures`` and ``spec``), ``settings`` and ``hosts`` (by
             name a crystal), as
             :meth:`~aiida_mlip.workchains.active_learning.ActiveLearningWorkChain.get_builder_from_protocol` takes them.
+        :param validate: ``structures`` (crystals, a dataset or structure) and ``settings`` (what differs from the
+            protocol, see :mod:`aiida_mlip.protocols.validate`). The first of ``fidelities`` is the reference.
         :raises InvalidInputError: unknown protocol or key.
         """
         overrides = overrides or {}
@@ -187,6 +213,18 @@ class DevelopWorkChain(SubmitOnceWorkChain):
             )
             if hosts := active_learning.get("hosts"):
                 learning.hosts = dict(hosts)
+        if validate is not None:
+            for key in validate:
+                check_name("key", key, ["structures", "settings"], where="validate")
+            first = next(iter(fidelities))
+            stages["validate"] = ValidateWorkChain.get_builder_from_protocol(
+                validate["structures"],
+                codes=codes,
+                reference={first: fidelities[first]},
+                protocol=protocol,
+                overrides=validate.get("settings"),
+                label={key: value for key, value in overrides.get("label", {}).items() if key in _OF_REFERENCE},
+            )
         for name, stage in stages.items():
             inputs = dict(stage._inputs(prune=True))
             inputs.pop("dataset", None)
@@ -197,6 +235,13 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         if targets := overrides.get("targets"):
             builder.targets = orm.Dict(dict(targets))
         return builder
+
+    @staticmethod
+    def forecast_active_learning(builder: Any) -> Forecast | None:  # Any: a ProcessBuilder
+        """What the active learning of a job may take; None where there is none."""
+        if "explorations" not in (learning := dict(builder["active_learning"])):
+            return None
+        return forecast({**learning, "label": builder["label"], "train": builder["train"]})
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -303,6 +348,30 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         self.report(reason)
         return self._end(self.exit_codes.ERROR_ACTIVE_LEARNING_FAILED.format(reason=reason))
 
+    def should_validate(self) -> bool:
+        """Whether properties are wanted."""
+        return "validate" in self.inputs
+
+    def run_validate(self) -> ToContext:
+        """Compute properties with the potentials and with DFT."""
+        inputs = AttributeDict(self.exposed_inputs(ValidateWorkChain, "validate"))
+        inputs.potentials = {name: orm.load_node(uuid) for name, uuid in self.ctx.reached["potentials"].items()}
+        inputs.setdefault("metadata", AttributeDict())["call_link_label"] = "validate"
+        node = self.submit(ValidateWorkChain, **inputs)
+        self.report(f"properties: ValidateWorkChain<{node.pk}>")
+        return ToContext(validate=node)
+
+    def inspect_validate(self) -> ExitCode | None:
+        """Take the properties; one that is missed is a result."""
+        node = self.ctx.validate
+        for name in ("properties", "verdict"):
+            self._reach(name, node)
+        if "verdict" in node.outputs:
+            return None
+        reason = f"ValidateWorkChain<{node.pk}>: {node.exit_message or node.process_state}"
+        self.report(reason)
+        return self._end(self.exit_codes.ERROR_VALIDATE_FAILED.format(reason=reason))
+
     def finalize(self) -> ExitCode | None:
         """Return everything, compare the errors on held-out frames with the targets, and say how it ended."""
         if "targets" in self.inputs:
@@ -317,6 +386,10 @@ class DevelopWorkChain(SubmitOnceWorkChain):
                 return self._end(
                     self.exit_codes.ERROR_NOT_CONVERGED.format(evidence=f"{history['verdict']}: {history['evidence']}")
                 )
+        if "verdict" in self.ctx.reached:
+            verdict = orm.load_node(self.ctx.reached["verdict"])
+            if verdict["missed"]:
+                return self._end(self.exit_codes.ERROR_PROPERTIES_MISSED.format(missed="; ".join(verdict["missed"])))
         return self._end(None)
 
     # -- parts -------------------------------------------------------------------------------------------------
@@ -342,6 +415,8 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         return code
 
 
+#: Ports of the labelling that those of the reference follow.
+_OF_REFERENCE: Final[tuple[str, ...]] = ("max_concurrent", "options")
 #: Exit statuses of active learning that ended in order, before the potential was certain.
 _UNCERTAIN: Final[frozenset[int]] = frozenset(
     ActiveLearningWorkChain.exit_codes[name].status for name in ("ERROR_BUDGET", "ERROR_STALLED")
