@@ -194,6 +194,12 @@ class ProcessTree:
         return None if uuid is None else orm.load_node(uuid)
 
 
+def step_name(tree: ProcessTree, process: Process) -> str:
+    """Name of a call, with that of the stage it belongs to."""
+    stage = tree.stage(process)
+    return process.name if stage.pk in (process.pk, tree.root.pk) else f"{stage.name}: {process.name}"
+
+
 def node_references(uuids: Iterable[str]) -> dict[str, NodeReference]:
     """What these uuids stand for, in their order."""
     wanted = list(dict.fromkeys(uuids))

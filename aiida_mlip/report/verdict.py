@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from aiida_mlip.report.content import Fact, Number, Verdict
-from aiida_mlip.report.sections import calibration, costs, rounds, training
+from aiida_mlip.report.content import Fact, Number, Tone, Verdict
+from aiida_mlip.report.sections import calibration, costs, properties, training
 from aiida_mlip.report.sections.dataset import latest_dataset
 from aiida_mlip.report.sections.expected import describe_end
+from aiida_mlip.report.sections.round_history import history
 from aiida_mlip.report.sections.training_results import last_with
 from aiida_mlip.report.tree import ProcessTree
 
@@ -21,10 +22,15 @@ def verdict(tree: ProcessTree) -> Verdict:
     if root.state != "finished":
         return Verdict(root.state.capitalize(), describe_end(root), "bad", source)
     status = root.exit_status or 0
-    _, last = rounds.history(tree)
+    _, last = history(tree)
     if status == 0:
         if last is not None:
             return Verdict("Converged", last["evidence"], "good", (last.uuid,))
+        judged = tree.output(root, "verdict")
+        if root.kind == "ValidateWorkChain" and judged is not None:
+            counts = f"{judged['n_passed']} properties passed, {judged['n_not_judged']} were not judged."
+            tone: Tone = "good" if judged["n_passed"] else ""
+            return Verdict("Passed" if judged["n_passed"] else "Not judged", counts, tone, (judged.uuid,))
         targets = "targets" in tree.inputs(root)
         return Verdict("Finished", "The targets are met." if targets else "All stages ended well.", "good", source)
     if 500 <= status < 600:
@@ -37,12 +43,12 @@ def verdict(tree: ProcessTree) -> Verdict:
 
 def headline(tree: ProcessTree) -> tuple[Fact, ...]:
     """The few numbers that come first."""
-    facts: list[Fact] = []
+    facts: list[Fact] = list(properties.verdict_facts(tree))[:1]
     if (results := last_with(tree, "errors")) is not None:
         facts += training.error_facts(results)
     if (results := last_with(tree, "calibrations")) is not None and (fact := calibration.coverage_fact(results)):
         facts.append(fact)
-    done, last = rounds.history(tree)
+    done, last = history(tree)
     if last is not None:
         facts.append(Fact("rounds", Number(len(done), uuids=(last.uuid,))))
     if (node := latest_dataset(tree)) is not None:

@@ -10,6 +10,7 @@ from typing import Any, Final
 from aiida import orm
 
 from aiida_mlip.report.content import Fact, Figure, Number, Section, Table
+from aiida_mlip.report.sections.round_history import history
 from aiida_mlip.report.tree import Process, ProcessTree
 
 _HOUR: Final[float] = 3600.0
@@ -48,6 +49,7 @@ def section(tree: ProcessTree) -> Section:
     forecast = _forecasts(tree)
     if forecast:
         tables.append(_forecast_table(forecast))
+    tables += _budget_table(tree)
     figures = [*_stage_figure(stages), *_forecast_figure(forecast)]
     notes: tuple[str, ...] = ()
     if (unmeasured := sum(stage.unmeasured for stage in stages)) > 0:
@@ -182,6 +184,33 @@ def _stage_figure(stages: list[_Stage]) -> list[Figure]:
             uuids=tuple(uuid for stage in shown for uuid in stage.uuids),
         )
     ]
+
+
+def _budget_table(tree: ProcessTree) -> list[Table]:
+    """What active learning may spend, and has."""
+    loop = next(iter(tree.find("ActiveLearningWorkChain")), None)
+    done, last = history(tree)
+    plan = next(iter(tree.find("plan_active_learning")), None)
+    settings = tree.output(plan, "settings") if plan is not None else None
+    if settings is None and loop is not None:
+        settings = tree.input(loop, "settings")
+    if settings is None or last is None:
+        return []
+    asked = settings.get_dict()
+    spent = {
+        "rounds": ("max_rounds", len(done)),
+        "labels (core-h)": ("dft_core_hours", sum(entry["dft_core_hours"] for entry, _ in done)),
+        "training (h)": ("training_hours", sum(entry["training_hours"] for entry, _ in done)),
+    }
+    rows = tuple(
+        (
+            Number(name),
+            Number(value, uuids=(last.uuid,)),
+            Number(asked.get(key) if asked.get(key) is not None else "no limit given", uuids=(settings.uuid,)),
+        )
+        for name, (key, value) in spent.items()
+    )
+    return [Table("Budget of the active learning", ("of", "spent", "allowed"), rows)]
 
 
 # -- forecast --------------------------------------------------------------------------------------------------

@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-from aiida import orm
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.fragments.fragment import GENERATOR, Region
 from aiida_mlip.kernel.frames import Frames, id_keys
 from aiida_mlip.report.content import Fact, Figure, Number, Section, Table
 from aiida_mlip.report.sections.dataset import latest_dataset
-from aiida_mlip.report.tree import Process, ProcessTree
+from aiida_mlip.report.tree import Process, ProcessTree, step_name
 
 _MAKERS: Final[tuple[str, ...]] = ("carve_fragments", "RelaxFragmentsCalculation", "ScanCalculation")
 #: Pictures.
 _MOST_PICTURES: Final[int] = 3
 #: Atoms of one picture.
 _MOST_ATOMS: Final[int] = 2000
-_EMBEDDING: Final[tuple[str, ...]] = ("buffers", "errors", "tolerance", "measured")
+#: Steps that cut only to measure: their fragments are not those of the process.
+_LADDER: Final[str] = "relax_ladder"
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,20 @@ class _Shown:
     row: int
     novelty: float
     uuids: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Summary:
+    """What a step said about its fragments."""
+
+    process: Process
+    content: dict[str, Any]
+    uuid: str
+
+    @property
+    def tested(self) -> bool:
+        """Whether it says which were accepted."""
+        return "n_accepted" in self.content
 
 
 def section(tree: ProcessTree) -> Section:
@@ -54,8 +68,11 @@ def section(tree: ProcessTree) -> Section:
         if summaries or shown
         else "",
         facts=tuple(_facts(summaries)),
-        figures=(*(_picture(one, place) for place, one in enumerate(shown)), *(one for one, _ in embedding)),
-        tables=(*_tables(summaries), *(table for _, table in embedding)),
+        figures=(
+            *(_picture(one, place) for place, one in enumerate(shown)),
+            *(one for one, _ in embedding if one is not None),
+        ),
+        tables=(*_tables(tree, summaries), *(table for _, table in embedding)),
         missing=tuple(missing),
         notes=notes,
     )
@@ -69,41 +86,44 @@ def _is_wanted(tree: ProcessTree) -> bool:
     return False
 
 
-def _summaries(tree: ProcessTree) -> Iterator[tuple[Process, Any]]:
+def _summaries(tree: ProcessTree) -> Iterator[_Summary]:
     for process in tree.find(*_MAKERS):
-        name = "fragment_summary" if process.kind == "ScanCalculation" else "summary"
-        node = tree.output(process, name)
-        if node is not None and "n_fragments" in node.get_dict():
-            yield process, node
+        node = tree.output(process, "summary")
+        if node is None or process.name == _LADDER:
+            continue
+        content = node.get_dict()
+        content = content.get("fragments") if process.kind == "ScanCalculation" else content
+        if isinstance(content, dict) and "n_fragments" in content:
+            yield _Summary(process, content, node.uuid)
 
 
-def _facts(summaries: list[tuple[Process, Any]]) -> Iterator[Fact]:
-    cut = [node for process, node in summaries if process.kind != "RelaxFragmentsCalculation"]
-    tested = [node for process, node in summaries if process.kind == "RelaxFragmentsCalculation"]
+def _facts(summaries: list[_Summary]) -> Iterator[Fact]:
+    cut = [one for one in summaries if one.process.kind != "RelaxFragmentsCalculation"]
+    tested = [one for one in summaries if one.tested]
     if cut:
-        uuids = tuple(node.uuid for node in cut)
-        yield Fact("fragments cut", Number(sum(node["n_fragments"] for node in cut), uuids=uuids))
-        yield Fact("centres without a fragment", Number(sum(len(node["refused"]) for node in cut), uuids=uuids))
+        uuids = tuple(one.uuid for one in cut)
+        yield Fact("fragments cut", Number(sum(one.content["n_fragments"] for one in cut), uuids=uuids))
+        refused = sum(len(one.content.get("refused", ())) for one in cut)
+        yield Fact("centres without a fragment", Number(refused, uuids=uuids))
     if tested:
-        uuids = tuple(node.uuid for node in tested)
-        yield Fact("tested with the potential", Number(sum(node["n_fragments"] for node in tested), uuids=uuids))
-        yield Fact("accepted", Number(sum(node["n_accepted"] for node in tested), uuids=uuids))
+        uuids = tuple(one.uuid for one in tested)
+        yield Fact("tested with the potential", Number(sum(one.content["n_fragments"] for one in tested), uuids=uuids))
+        yield Fact("accepted", Number(sum(one.content["n_accepted"] for one in tested), uuids=uuids))
 
 
-def _tables(summaries: list[tuple[Process, Any]]) -> list[Table]:
+def _tables(tree: ProcessTree, summaries: list[_Summary]) -> list[Table]:
     rows: list[tuple[Number, ...]] = []
-    for process, node in summaries:
-        content, source = node.get_dict(), (node.uuid,)
+    for one in summaries:
+        content, source = one.content, (one.uuid,)
+        each = content.get("fragments", [])
         refused = [entry.get("reason", "") for entry in content.get("refused", [])]
-        refused += [entry.get("reason", "") for entry in content.get("fragments", []) if entry.get("accepted") is False]
-        sizes = content.get("natoms") or [
-            entry["natoms"] for entry in content.get("fragments", []) if "natoms" in entry
-        ]
+        refused += [entry.get("reason", "") for entry in each if entry.get("accepted") is False]
+        sizes = content.get("natoms") or [entry["natoms"] for entry in each if "natoms" in entry]
         how = ", ".join(f"{count} {kind}" for kind, count in content.get("completion", {}).items())
         why = "; ".join(f"{count}× {reason}" for reason, count in Counter(refused).most_common(3))
         rows.append(
             (
-                Number(process.name),
+                Number(step_name(tree, one.process)),
                 Number(content["n_fragments"], uuids=source),
                 Number(content.get("n_accepted"), uuids=source),
                 Number(f"{min(sizes)} to {max(sizes)}" if sizes else "", uuids=source),
@@ -122,7 +142,8 @@ def _tables(summaries: list[tuple[Process, Any]]) -> list[Table]:
 def _candidates(tree: ProcessTree) -> Iterator[_Shown]:
     """Fragments with the novelty of their centre: those that were accepted, else those that were cut."""
     for kinds in (("RelaxFragmentsCalculation",), ("carve_fragments", "ScanCalculation")):
-        found = [one for process in tree.find(*kinds) for one in _of_process(tree, process)]
+        found = [one for process in tree.find(*kinds) if process.name != _LADDER
+                 for one in _of_process(tree, process)]  # fmt: skip
         if found:
             yield from found
             return
@@ -194,38 +215,52 @@ def _picture(one: _Shown, place: int) -> Figure:
 # -- embedding error -------------------------------------------------------------------------------------------
 
 
-def _embeddings(tree: ProcessTree) -> Iterator[tuple[Figure, Table]]:
-    """Embedding errors measured by the processes of the tree, where a Dict has what the kernel's result has."""
-    for process in tree.processes.values():
-        for label, uuid in tree.outputs(process).items():
-            if "embedding" not in label and "embedding" not in process.kind.lower():
-                continue
-            node = orm.load_node(uuid)
-            content = node.get_dict() if isinstance(node, orm.Dict) else {}
-            if set(_EMBEDDING) <= set(content):
-                yield _decay(content, uuid), _embedding_table(content, uuid)
+def _embeddings(tree: ProcessTree) -> Iterator[tuple[Figure | None, Table]]:
+    """Embedding errors that were measured, or why they could not be."""
+    for process in tree.find("measure_embedding"):
+        node = tree.output(process, "embedding")
+        if node is not None:
+            content = node.get_dict()
+            measured = content.get("measured_ev_per_ang") is not None
+            name = step_name(tree, process)
+            yield (_decay(content, node.uuid, name) if measured else None), _embedding_table(content, node.uuid, name)
 
 
-def _decay(content: dict[str, Any], uuid: str) -> Figure:
-    measured = {"name": "measured", "x": content["buffers"][:-1], "y": content["errors"], "markers": True}
+def _decay(content: dict[str, Any], uuid: str, name: str) -> Figure:
+    buffers, errors = content["buffers_ang"], content["errors_ev_per_ang"]
+    series = [{"name": "measured", "x": buffers[: len(errors)], "y": errors, "markers": True}]
+    length, amplitude = content["decay_length_ang"], content["amplitude_ev_per_ang"]
+    if length:
+        x = np.linspace(buffers[0], buffers[-1], 50)
+        series.append({"name": "A·exp(−b/ℓ)", "x": x, "y": amplitude * np.exp(-x / length), "style": "dashed"})
+    chosen = content["chosen_ang"]
     return Figure(
         key=f"embedding-{uuid[:8]}",
-        title="Embedding error",
+        title=f"Embedding error: {name}",
         kind="lines",
         data={
-            "x_label": "buffer (Å)",
+            "x_label": "buffer b (Å)",
             "y_label": "error of the core forces (eV/Å)",
             "y_log": True,
-            "series": [measured],
-            "horizontals": [{"name": "allowed", "y": content["tolerance"]}],
+            "series": series,
+            "horizontals": [{"name": "allowed", "y": content["tolerance_ev_per_ang"]}],
+            "verticals": [] if chosen is None else [{"name": "chosen", "x": chosen}],
         },
-        alt="Error of the forces in the core of a fragment against the thickness of its buffer, and what is allowed.",
+        alt="Error of the forces in the core of fragments against the thickness of their buffer, and what is allowed.",
         uuids=(uuid,),
+        caption="Against the forces at the largest buffer.",
     )
 
 
-def _embedding_table(content: dict[str, Any], uuid: str) -> Table:
-    names = {"chosen": "buffer to take (Å)", "measured": "its error (eV/Å)", "tolerance": "allowed (eV/Å)",
-             "decay_length": "decay length (Å)", "amplitude": "amplitude (eV/Å)"}  # fmt: skip
-    rows = tuple((Number(name), Number(content[key], uuids=(uuid,))) for key, name in names.items() if key in content)
-    return Table("Embedding error", ("quantity", "value"), rows)
+def _embedding_table(content: dict[str, Any], uuid: str, name: str) -> Table:
+    names = {
+        "n_fragments": "places measured",
+        "chosen_ang": "buffer taken (Å)",
+        "measured_ev_per_ang": "embedding error there (eV/Å)",
+        "tolerance_ev_per_ang": "allowed (eV/Å)",
+        "decay_length_ang": "decay length ℓ (Å)",
+        "amplitude_ev_per_ang": "amplitude A (eV/Å)",
+        "reason": "remark",
+    }
+    rows = tuple((Number(text), Number(content[key], uuids=(uuid,))) for key, text in names.items() if content.get(key))
+    return Table(f"Embedding error: {name}", ("quantity", "value"), rows)

@@ -12,6 +12,7 @@ from aiida_mlip.kernel.grade_histogram import GradeHistogram
 from aiida_mlip.report.content import Fact, Figure, Number, Section, Table
 from aiida_mlip.report.sections.costs import core_time
 from aiida_mlip.report.sections.expected import is_expected, reason
+from aiida_mlip.report.sections.round_history import history
 from aiida_mlip.report.tree import Process, ProcessTree
 
 _COLUMNS: Final[Mapping[str, tuple[str, float]]] = {
@@ -27,23 +28,15 @@ _COLUMNS: Final[Mapping[str, tuple[str, float]]] = {
     "dft_core_hours": ("labels (core-h)", 1),
     "training_hours": ("training (h)", 1),
 }
+#: Of rounds whose embedding error was measured.
+_GATE: Final[Mapping[str, tuple[str, float]]] = {
+    "n_gate": ("labels of the embedding gate", 1),
+    "embedding_error": ("embedding error (eV/Å)", 1),
+}
 _HOUR: Final[float] = 3600.0
 #: Bins of γ, and the largest that is resolved.
 _BIN: Final[float] = 0.25
 _TOP: Final[float] = 10.0
-
-
-def history(tree: ProcessTree) -> tuple[list[tuple[dict[str, Any], str]], Any | None]:
-    """Rounds with the uuid of the record each appears in first, and the last record."""
-    records = [tree.output(one, "result") for one in tree.find("record_round")]
-    known = [node for node in records if node is not None]
-    if not known:
-        last = tree.output(tree.root, "history")
-        known = [] if last is None else [last]
-    rounds: list[tuple[dict[str, Any], str]] = []
-    for node in known:
-        rounds += [(entry, node.uuid) for entry in node["rounds"][len(rounds) :]]
-    return rounds, known[-1] if known else None
 
 
 def section(tree: ProcessTree) -> Section:
@@ -75,6 +68,7 @@ def section(tree: ProcessTree) -> Section:
 def _table(rounds: list[tuple[dict[str, Any], str]]) -> Table:
     unit, divisor = core_time([_HOUR * (entry.get("dft_core_hours") or 0.0) for entry, _ in rounds])
     columns = {**_COLUMNS, "dft_core_hours": (f"labels ({unit})", _HOUR / divisor)}
+    columns |= {key: column for key, column in _GATE.items() if any(entry.get(key) for entry, _ in rounds)}
     rows = tuple(
         (
             Number(entry["number"], uuids=(uuid,)),
