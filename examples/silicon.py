@@ -56,13 +56,13 @@ LEARN = {
     "fragment": {"core_radius_ang": 4.0, "buffer_ang": 1.4, "max_atoms": 70, "max_fragments": 2},
 }
 # properties of the crystal, from the potential and from the same DFT
-VALIDATE = {"vacancy": None, "elastic": None, "dimer": None, "phonons": {"min_length_ang": 7.0}}
+VALIDATE = {"vacancy": None, "elastic": None, "dimer": None, "phonons": {"min_length_ang": 6.0}}
 TARGETS = {"force_rmse_relative": 0.15, "energy_rmse_ev_per_atom": 0.010}
 
 
 def explorations() -> dict[str, dict[str, object]]:
     """Simulations that the potential is to be certain of."""
-    vacancy = bulk("Si", cubic=True, a=5.40) * (3, 3, 3)
+    vacancy = bulk("Si", cubic=True, a=5.40) * (4, 4, 4)
     del vacancy[100]
     return {"vacancy": {"structures": DatasetData.from_frames(from_ase([vacancy])), "spec": EXPLORE}}
 
