@@ -4,6 +4,7 @@
 #   make demo     the main job on silicon: DFT labels, a trained potential, its errors; a second run labels nothing
 #   make test     the test suite, real pw.x, nequip-train and daemon included
 #   make check    lint, format, types, layers, dependencies, spelling: what CI runs
+#   make docs     the documentation as HTML in docs/_build, a warning is an error
 #   make env      only the environment
 #   make bench    the benchmarks: prints the tables of docs/benchmarks.md (an hour; use a quiet machine)
 #   make clean    removes .venv, .demo and the caches
@@ -21,7 +22,7 @@ export PYTHON VENV
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check env env-demo bench clean system
+.PHONY: demo test check docs env env-demo bench clean system
 
 demo: env-demo
 	@mkdir -p $(DEMO)/aiida/.aiida
@@ -39,8 +40,13 @@ check: $(VENV)/.complete
 	    echo "== $$tool"; $$tool || status=1; \
 	done; exit $$status
 
+# The reference is written from the code, by docs/reference_pages.py.
+docs: $(VENV)/.complete
+	@sphinx-build -q -n -W --keep-going -b html docs docs/_build/html && echo "docs/_build/html/index.html"
+
 # apt and the Python packages in parallel; where ensurepip is missing, python3-venv has to come first.
 env: GOAL := $(VENV)/.complete
+env: export MLIP_BROWSER := 1
 env-demo: GOAL := $(VENV)/.runs
 env env-demo:
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; \
@@ -72,9 +78,10 @@ bench: env
 	OMP_NUM_THREADS=2 python benchmarks/bench_selection.py
 	python benchmarks/bench_uncertainty_biased.py
 	python benchmarks/bench_selection_retrain.py
+	python benchmarks/bench_report.py
 	pytest -q -s --benchmark-enable benchmarks/bench_metadynamics.py
 
 clean:
 	@if [ -d $(DEMO)/aiida/.aiida ] && [ -x $(BIN)/verdi ]; then AIIDA_PATH=$(DEMO)/aiida verdi -p demo daemon stop || true; fi
-	rm -rf $(VENV) $(DEMO) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
+	rm -rf $(VENV) $(DEMO) docs/_build docs/reference build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
