@@ -90,13 +90,14 @@ def run(folder: Path, options: argparse.Namespace) -> dict:
 
 def report(folder: Path, answer: dict, positions: np.ndarray, edge: float) -> None:
     cut = answer["fragments"]
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024**2
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"\nload {os.getloadavg()[0]:.1f}\n\n| scanned and cut | |\n|---|---|")
     print(f"| atoms | {answer['n_atoms']} in {answer['n_slabs']} slabs |")
     print(f"| wall, all in all, s | {answer['wall_s']:.0f} |")
     print(f"| of it scan / cutting / relaxing and judging, s | {answer['seconds']['scan']:.0f} (with the next two) / "
           f"{cut['seconds']['carve']:.1f} / {cut['seconds']['judge']:.1f} |")  # fmt: skip
-    print(f"| peak memory, GiB | {peak:.2f} |")
+    print(f"| processor time of both cores, s | {used.ru_utime + used.ru_stime:.0f} |")
+    print(f"| peak memory, GiB | {used.ru_maxrss / 1024**2:.2f} |")
     print(f"| atoms above the threshold | {answer['above_threshold']} |")
     print(f"| fragments cut / accepted / relaxed | {cut['n_fragments']} / {cut['n_accepted']} / {cut['n_relaxed']} |")
     kinds = [record["completion"] for record in cut["fragments"]]
