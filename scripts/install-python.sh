@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-extras=${1:-aiida,nequip,allegro,generators,validation,lammps,dev}
+extras=${1:-aiida,nequip,allegro,generators,validation,lammps,dev,docs}
 python=${PYTHON:-python3}
 venv=${VENV:-.venv}
 
