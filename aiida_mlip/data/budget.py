@@ -18,8 +18,10 @@ from aiida.common.links import LinkType
 from aiida_mlip.data.graph import CALLS, Wanted, neighbours, walk
 from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.rounds import Round
-from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
+from aiida_mlip.protocols.active_learning import active_learning_settings
 
+_CAPS: Final[tuple[str, ...]] = ("max_rounds", "dft_core_hours", "training_hours")
+#: Process type of active learning.
 LOOP: Final[str] = "aiida.workflows:aiida_mlip.active_learning"
 _RECORD: Final[re.Pattern[str]] = re.compile(r"round_\d+_record")
 _ROUND: Final[re.Pattern[str]] = re.compile(r"round_(\d+)_(\w+)")
@@ -97,18 +99,14 @@ def _budget(pk: int, uuid: str) -> Budget:
     record = _last_record([node.pk for _, label, node in calls if _RECORD.fullmatch(label)])
     content = {} if record is None else record.get_dict()
     rounds = [Round(**entry) for entry in content.get("rounds", ())]
-    caps = _settings(pk)
+    caps = _caps(pk)
     verdict = content.get("verdict", "")
     return Budget(
         pk=pk,
         uuid=uuid,
-        rounds=Spending(len(rounds), None if caps is None else caps.max_rounds),
-        dft_core_hours=Spending(
-            sum(each.dft_core_hours for each in rounds), None if caps is None else caps.dft_core_hours
-        ),
-        training_hours=Spending(
-            sum(each.training_hours for each in rounds), None if caps is None else caps.training_hours
-        ),
+        rounds=Spending(len(rounds), caps.get("max_rounds")),
+        dft_core_hours=Spending(sum(each.dft_core_hours for each in rounds), caps.get("dft_core_hours")),
+        training_hours=Spending(sum(each.training_hours for each in rounds), caps.get("training_hours")),
         table=tuple(_row(each) for each in rounds),
         current=_current([label for _, label, _ in calls], len(rounds)),
         verdict=verdict,
@@ -137,15 +135,17 @@ def _last_record(functions: list[int]) -> orm.Dict | None:
     return orm.load_node(max(pks)) if pks else None
 
 
-def _settings(pk: int) -> ActiveLearningSettings | None:
-    """Settings of a workchain as it uses them; None where they are none, so that it refused them."""
+def _caps(pk: int) -> dict[str, float | None]:
+    """What a workchain may spend, by the keys of its settings."""
     for _, label, node in neighbours([pk], (LinkType.INPUT_WORK,), direction="backward"):
         if label == "settings":
+            given = orm.load_node(node.pk).get_dict()
             try:
-                return active_learning_settings(orm.load_node(node.pk).get_dict())
-            except MlipError:
-                return None
-    return None
+                settings = active_learning_settings(given).model_dump()
+            except MlipError:  # the workchain refused them, or another version wrote them
+                settings = given
+            return {key: settings.get(key) for key in _CAPS}
+    return {}
 
 
 def _current(labels: list[str], n_complete: int) -> str:

@@ -26,6 +26,8 @@ from aiida_mlip.data.roles import JOB, NO_SIMULATIONS, NUMBERS, PROCESS, Role, r
 from aiida_mlip.data.trainings import parts_by_potential
 from aiida_mlip.errors import InvalidInputError
 
+#: Extra in which AiiDA notes which node a cached one is a copy of.
+CACHED_FROM: Final[str] = "_aiida_cached_from"
 How = Literal["holds", "trained", "held out", "follows"]
 _WANTED: Final[Wanted] = Wanted(
     types=(DatasetData.class_node_type, PotentialData.class_node_type, JOB),
@@ -86,9 +88,10 @@ def taint(node: orm.Node, *, row: int | None = None, index: FrameIndex | None = 
     target = f"{type(node).__name__}<{node.pk}>" + ("" if row is None else f" row {row}")
     if isinstance(node, orm.ProcessNode):
         called = walk([node.pk], CALLS, direction="forward", wanted=Wanted(types=(PROCESS,))).nodes
-        rows = index.rows_labelled_by(process.uuid for process in called)
+        uuids = [*(process.uuid for process in called), *_cached_from([process.pk for process in called])]
+        rows = index.rows_labelled_by(uuids)
         if row is None:
-            rows += index.rows_made_by(process.uuid for process in called)
+            rows += index.rows_made_by(uuids)
             return _follow(target, rows, called, index)
         rows = [each for each in rows if max(each.label_row, 0) == row]
         if not rows:
@@ -99,6 +102,15 @@ def taint(node: orm.Node, *, row: int | None = None, index: FrameIndex | None = 
     if not isinstance(node, DatasetData):
         raise InvalidInputError(f"row: {type(node).__name__}<{node.pk}> has no rows")
     return _follow(target, [index.row_of(node.pk, row)], [], index)
+
+
+def _cached_from(pks: list[int]) -> list[str]:
+    """Uuids of the calculations whose results AiiDA's caching gave to these: rows name those that computed."""
+    key = f"extras.{CACHED_FROM}"
+    query = orm.QueryBuilder().append(
+        orm.CalculationNode, filters={"id": {"in": pks}, key: {"of_type": "string"}}, project=[key]
+    )
+    return [uuid for (uuid,) in query.all()]
 
 
 def taint_frame(frame_id: str, *, fidelity: str | None = None, index: FrameIndex | None = None) -> Taint:
