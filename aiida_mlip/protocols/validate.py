@@ -120,13 +120,14 @@ class SurfaceSettings(SpecModel):
 class DimerSettings(SpecModel):
     """Two atoms alone.
 
-    :param shortest: distance in units of the sum of the covalent radii.
+    :param shortest: distance in units of the sum of the covalent radii; at half of it atoms overlap, and no level of
+        theory is asked to label them.
     :param longest: likewise.
     :param points: number of distances.
     :param reference: also by the reference (two open-shell atoms in a box are no easy task for DFT).
     """
 
-    shortest: Positive = 0.4
+    shortest: Annotated[float, Field(gt=0.5)] = 0.51
     longest: Positive = 2.0
     points: Annotated[int, Field(ge=5, le=501)]
     reference: bool = False
