@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from aiida import orm
 from aiida.engine import run_get_node
-from ase.build import bulk
-from emt_copper import LATTICE_ANG
-from watched_copper import watched
+from graded_copper import COPPER, GradedPotential, graded, warm_copper
 
 from aiida_mlip.calculations.functions.fragment import carve_fragments
 from aiida_mlip.calculations.relax_fragments import RelaxFragmentsCalculation
@@ -23,38 +21,28 @@ from aiida_mlip.data.atom_grades import grades_node
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.kernel.frames import concatenate, from_ase, id_bytes
-from aiida_mlip.workers.force_source import PotentialCalculator
-from aiida_mlip.workers.model_loading import load_model
 
 pytestmark = [pytest.mark.nequip, pytest.mark.filterwarnings("ignore")]  # torch, e3nn and lightning about themselves
 
 PROGRAM = Path(sys.executable).parent / "aiida-mlip-fragment"
 SETTINGS = {"core_radius_ang": 4.5, "buffer_ang": 1.5, "max_fragments": 2, "device": "cpu", "max_atoms": 200}
-COPPER = bulk("Cu", a=LATTICE_ANG, cubic=True)
 
 
 @pytest.fixture(scope="module")
-def source(emt_copper_committee):
-    return watched(emt_copper_committee, members=2)
+def source(emt_copper_committee) -> GradedPotential:
+    return graded(emt_copper_committee)
 
 
 @pytest.fixture(scope="module")
-def model(source):
-    return load_model(source.packages[0], device="cpu", features=True, frames="one")
-
-
-@pytest.fixture(scope="module")
-def parent(source, model):
+def parent(source):
     """Warm copper without one of its atoms, and γ of every atom."""
-    atoms = COPPER * (5, 5, 5)
-    atoms.positions += np.random.default_rng(0).normal(0.0, 0.08, atoms.positions.shape)
-    del atoms[200]
-    return from_ase([atoms], generator="md"), PotentialCalculator(model, shifts={}, grades=source.grades).novelty(atoms)
+    atoms = warm_copper(without=[200])
+    return from_ase([atoms], generator="md"), source.calculator.novelty(atoms)
 
 
 @pytest.fixture
 def potential(aiida_profile, source) -> PotentialData:
-    return PotentialData.import_package(source.packages[0], fidelities=["emt"], statistics=source.grades.arrays())
+    return PotentialData.import_package(source.package, fidelities=["emt"], statistics=source.grades.arrays())
 
 
 @pytest.fixture
@@ -248,7 +236,7 @@ def test_wrong_input_is_refused(inputs, source, parent, change, message):
     whole = from_ase([COPPER])
     for name, value in change.items():
         if value == "bare":
-            value = PotentialData.import_package(source.packages[0], fidelities=["emt"])
+            value = PotentialData.import_package(source.package, fidelities=["emt"])
         elif value == "other":
             value = grades_node(whole.frame_id, np.ones(4))
         elif value == "whole":

@@ -11,9 +11,7 @@ import ase.io
 import numpy as np
 import pytest
 from ase import Atoms
-from ase.build import bulk
-from emt_copper import LATTICE_ANG
-from watched_copper import watched
+from graded_copper import COPPER, GradedPotential, graded, warm_copper
 
 from aiida_mlip.io.arrays import write_npz
 from aiida_mlip.io.fragments import FragmentKeys, HostCrystal
@@ -23,14 +21,11 @@ from aiida_mlip.kernel.fragments.frame import fragment_row, fragments_of_frame
 from aiida_mlip.kernel.frames import from_ase, id_hex
 from aiida_mlip.workers import evaluate as program
 from aiida_mlip.workers import scan as module
-from aiida_mlip.workers.force_source import PotentialCalculator
-from aiida_mlip.workers.model_loading import load_model
 from aiida_mlip.workers.scan import read_frame
 from aiida_mlip.workers.scan_fragments import cut_fragments
 
 pytestmark = [pytest.mark.nequip, pytest.mark.filterwarnings("ignore")]  # torch, e3nn and lightning about themselves
 
-COPPER = bulk("Cu", a=LATTICE_ANG, cubic=True)
 KEYS = {"core_radius_ang": 4.5, "buffer_ang": 1.5, "max_fragments": 3}
 HOST = HostCrystal(
     numbers=COPPER.numbers.tolist(), positions=COPPER.positions.tolist(), cell=COPPER.cell.array.tolist()
@@ -38,22 +33,20 @@ HOST = HostCrystal(
 
 
 @pytest.fixture(scope="module")
-def source(emt_copper_committee):
-    return watched(emt_copper_committee, members=2)
+def source(emt_copper_committee) -> GradedPotential:
+    return graded(emt_copper_committee)
 
 
 @pytest.fixture(scope="module")
 def large() -> Atoms:
     """Warm copper with two vacancies, its atoms out of order."""
-    atoms = COPPER * (5, 5, 5)
-    atoms.positions += np.random.default_rng(1).normal(0.0, 0.08, atoms.positions.shape)
-    del atoms[[100, 333]]
+    atoms = warm_copper(without=[100, 333], seed=1)
     return atoms[np.random.default_rng(0).permutation(len(atoms))]
 
 
 @pytest.fixture
 def folder(tmp_path: Path, source, large) -> Path:
-    shutil.copy(source.packages[0], tmp_path / "model.nequip.zip")
+    shutil.copy(source.package, tmp_path / "model.nequip.zip")
     (tmp_path / "statistics.npz").write_bytes(write_npz(source.grades.arrays()))
     ase.io.write(tmp_path / "large.xyz", large, format="extxyz")
     return tmp_path
@@ -73,14 +66,8 @@ def scan(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def calculator(source) -> PotentialCalculator:
-    model = load_model(source.packages[0], device="cpu", features=True, frames="one")
-    return PotentialCalculator(model, shifts={}, grades=source.grades)
-
-
-@pytest.fixture(scope="module")
-def novelty(calculator, large) -> np.ndarray:
-    return calculator.novelty(large)
+def novelty(source, large) -> np.ndarray:
+    return source.calculator.novelty(large)
 
 
 def cut(folder: Path, source, novelty: np.ndarray, **fragments) -> dict:
@@ -89,7 +76,7 @@ def cut(folder: Path, source, novelty: np.ndarray, **fragments) -> dict:
     return cut_fragments(folder, asked, read_frame(folder, asked), novelty, source.grades)["fragments"]
 
 
-def test_fragments_are_those_of_the_whole_frame(folder, source, calculator, novelty, monkeypatch):
+def test_fragments_are_those_of_the_whole_frame(folder, source, novelty, monkeypatch):
     """Also when the program was killed while cutting: then it need not scan again."""
 
     def killed(*_):
@@ -125,7 +112,7 @@ def test_fragments_are_those_of_the_whole_frame(folder, source, calculator, nove
         assert record["novelty_fragment"] == pytest.approx(novelty[centre], rel=0.05)
     grades = np.load(folder / FRAGMENT_NOVELTY)
     atoms = found.to_ase(2)
-    np.testing.assert_allclose(grades[found.atom_slice(2)], calculator.novelty(atoms), rtol=1e-5)
+    np.testing.assert_allclose(grades[found.atom_slice(2)], source.calculator.novelty(atoms), rtol=1e-5)
     # the grades of all atoms were not asked for
     assert not (folder / NOVELTY).exists()
     assert not (folder / f"{NOVELTY}.partial").exists()
