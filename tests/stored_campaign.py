@@ -56,7 +56,7 @@ class Campaign:
     size: Size
     description: str = ""
     exploration: str = "heating"
-    fidelity: str = "emt"
+    fidelity: str = "invented"
     generator: str = "rattle"
     rng: np.random.Generator = field(init=False)
     root: orm.WorkChainNode = field(init=False)

@@ -68,7 +68,12 @@ def test_a_campaign_is_told_completely(told):
         "fragment-0",
         "costs-stages",
     } <= figures
-    assert {"parity-force-emt-Cu", "parity-force-emt-Au", "parity-energy-emt", "parity-stress-emt"} <= figures
+    assert {
+        "parity-force-invented-Cu",
+        "parity-force-invented-Au",
+        "parity-energy-invented",
+        "parity-stress-invented",
+    } <= figures
 
 
 def test_numbers_are_those_of_the_nodes(finished, told):
@@ -205,17 +210,87 @@ def test_a_dataset_of_two_levels_gets_panels_of_each(tmp_path):
     frames = node.labelled(20, "rattle")
     half = frames.take(np.arange(10)).with_columns(fidelities=("rough",))
     frames = from_frames(half, frames.take(np.arange(10, 20)))
-    dataset = DatasetData.from_frames(frames, settings={"emt": SETTINGS, "rough": SETTINGS}).store()
+    dataset = DatasetData.from_frames(frames, settings={"invented": SETTINGS, "rough": SETTINGS}).store()
     node.train("round_01_train", dataset, frames, 0.1, alive=False)
     _, _, content = check_report(node.root, tmp_path)
     keys = {figure["key"] for figure in by_key(content)["parity"]["figures"]}
-    assert {"parity-energy-emt", "parity-energy-rough", "parity-force-rough-Cu"} <= keys
+    assert {"parity-energy-invented", "parity-energy-rough", "parity-force-rough-Cu"} <= keys
 
 
 def from_frames(*parts):
     from aiida_mlip.kernel.frames import concatenate
 
     return concatenate(list(parts))
+
+
+def test_properties_stand_beside_their_reference(aiida_profile, tmp_path):
+    """What a validation leaves: entries with verdicts, and curves of the potential and of the reference."""
+    made = campaign(rounds=1, members=2, labels=2, start=12)
+    node = made.process(
+        orm.WorkChainNode, "ValidateWorkChain", "aiida.workflows:aiida_mlip.validate", caller=made.root,
+        label="validate", status=500, message="The potential misses: bulk_modulus_gpa",
+    )  # fmt: skip
+    compare = made.process(orm.CalcFunctionNode, "compare", "", caller=node, label="compare")
+    common = {"structure": 0, "family": "a0", "definition": "", "uuids": [], "error_bar": None, "reason": ""}
+    entries = [
+        {**common, "name": "a0_ang", "value": 3.61, "unit": "Å", "error_bar": 0.002, "reference": 3.6,
+         "difference": 0.01, "threshold": {"absolute": 0.02, "relative": None}, "passed": True},
+        {**common, "name": "bulk_modulus_gpa", "value": 99.0, "unit": "GPa", "reference": 140.0, "difference": -41.0,
+         "threshold": {"relative": 0.1}, "passed": False, "reason": "29 % off"},
+        {**common, "name": "elastic_constants_gpa", "value": [170.0, None], "unit": "GPa", "reference": None,
+         "difference": None, "threshold": None, "passed": None},
+        {**common, "name": "dimer", "structure": -1, "value": None, "unit": "", "reference": None, "difference": None,
+         "threshold": {"at_least": 1.0}, "passed": None, "reason": "no value"},
+    ]  # fmt: skip
+    properties = orm.Dict({"entries": entries})
+    counts = {"n_passed": 1, "n_failed": 1, "n_not_judged": 2, "missed": ["structure 0: bulk_modulus_gpa: 29 % off"]}
+    verdict = orm.Dict({"verdict": "failed", **counts})
+    made.made(compare, properties=properties, verdict=verdict)
+    curves = {}
+    for source in ("subject_00", "reference"):
+        calculation = made.process(orm.CalcFunctionNode, "property_values", "", caller=node, label=f"values_{source}")
+        curves[f"curves__{source}"] = orm.ArrayData(property_arrays())
+        made.made(calculation, curves=curves[f"curves__{source}"])
+    made.returned(node, properties=properties, verdict=verdict, **curves)
+
+    report, _, content = check_report(node, tmp_path)
+    assert report.verdict.word == "Target not met"
+    section = by_key(content)["properties"]
+    assert [table["title"] for table in section["tables"]] == ["Of no one structure", "Structure 0"]
+    cells = [[cell["value"] for cell in row] for row in section["tables"][1]["rows"]]
+    assert cells[0][:8] == ["a0 ang", 3.61, 0.002, 3.6, 0.01, "Å", "±0.02", "passed"]
+    assert cells[1][6:] == ["±10 %", "failed", "29 % off"]
+    assert cells[2][1] == "170, –"
+    figures = {figure["key"]: figure for figure in section["figures"]}
+    assert {
+        "eos-s0_eos_volume_ang3_per_atom",
+        "bands-s0_",
+        "rdf-s0_rdf_radius_ang_300k",
+        "dimer-dimer_Cu_Cu_distance_ang",
+    } <= set(figures)
+    assert figures["bands-s0_"]["data"]["ticks"]["names"] == ["Γ", "X|U", "Γ"]
+    eos = figures["eos-s0_eos_volume_ang3_per_atom"]["data"]["series"]
+    assert [series["name"] for series in eos] == ["subject 00", "reference"]
+    assert min(eos[0]["y"]) == 0.0
+    # the campaign that called it says so at its head
+    _, _, whole = check_report(made.root, tmp_path)
+    assert whole["headline"][0]["value"] == "failed"
+
+
+def property_arrays():
+    x = np.linspace(0.0, 2.0, 20)
+    return {
+        "s0_eos_volume_ang3_per_atom": 11 + x[:7],
+        "s0_eos_energy_ev_per_atom": (x[:7] - 0.3) ** 2 - 3.5,
+        "s0_bands_distance": x,
+        "s0_bands_frequency_thz": np.abs(np.sin(np.outer(x, [1, 2, 3]))) * 8,
+        "s0_bands_piece_lengths": np.array([10, 10]),
+        "s0_bands_labels": np.array(["G", "X", "U", "G"]),
+        "s0_rdf_radius_ang_300k": x,
+        "s0_rdf_300k": np.exp(-x),
+        "dimer_Cu_Cu_distance_ang": 1 + x,
+        "dimer_Cu_Cu_energy_ev": 1 / (1 + x) ** 6,
+    }
 
 
 # -- the command ---------------------------------------------------------------------------------------------------

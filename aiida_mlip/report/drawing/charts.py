@@ -35,7 +35,7 @@ def lines(axes: Any, data: Mapping[str, Any]) -> None:  # Any: matplotlib ships 
     for line in data.get("verticals", ()):
         axes.axvline(line["x"], color=GREY, linestyle="dotted", linewidth=1.2, label=short(line["name"], 30) or None)
     for line in data.get("horizontals", ()):
-        axes.axhline(line["y"], color=GREY, linestyle="dotted", linewidth=1.2, label=short(line["name"], 30) or None)
+        axes.axhline(line["y"], color=GREY, linestyle="dashdot", linewidth=1.2, label=short(line["name"], 30) or None)
     _ticks(axes, data)
     legend(axes)
 
@@ -86,9 +86,10 @@ def step_sequence(axes: Any, edges: np.ndarray, series: list[Mapping[str, Any]])
     if many:
         from matplotlib.cm import ScalarMappable
         from matplotlib.colors import ListedColormap, Normalize
+        from matplotlib.ticker import MaxNLocator
 
         scale = ScalarMappable(Normalize(-0.5, len(series) - 0.5), ListedColormap(colours))
-        axes.figure.colorbar(scale, ax=axes, label="round", aspect=30, pad=0.02)
+        axes.figure.colorbar(scale, ax=axes, label="round", aspect=30, pad=0.02, ticks=MaxNLocator(6, integer=True))
     legend(axes)
 
 

@@ -24,6 +24,9 @@ _SPHERE: Final[float] = 0.5
 _BOND: Final[float] = 1.2
 #: How pale the farthest atoms are.
 _HAZE: Final[float] = 0.6
+#: In fragments of more atoms than this the buffer is translucent: it hides the core otherwise.
+_MOST_OPAQUE: Final[int] = 60
+_BUFFER_ALPHA: Final[float] = 0.3
 _TILT: Final[tuple[float, float]] = (np.radians(-25.0), np.radians(18.0))
 
 
@@ -68,10 +71,19 @@ def _spheres(axes: Any, seen: np.ndarray, numbers: np.ndarray, regions: np.ndarr
         fill = (1 - haze) * np.array(to_rgb(REGIONS[int(regions[i])][1])) + haze
         radius = _SPHERE * float(covalent_radii[numbers[i]])
         edge = (1 - haze) * rim + haze
+        alpha = _BUFFER_ALPHA if regions[i] == Region.BUFFER and len(numbers) > _MOST_OPAQUE else 1.0
         axes.add_patch(
-            Circle(tuple(seen[i, :2]), radius, facecolor=fill, edgecolor=edge, linewidth=0.7, zorder=2 + depth[i])
+            Circle(
+                tuple(seen[i, :2]),
+                radius,
+                facecolor=fill,
+                edgecolor=edge,
+                linewidth=0.7,
+                zorder=2 + depth[i],
+                alpha=alpha,
+            )
         )
-        if several and depth[i] > 0.5 and len(numbers) <= 60:
+        if several and depth[i] > 0.5 and len(numbers) <= _MOST_OPAQUE:
             axes.annotate(
                 chemical_symbols[numbers[i]], seen[i, :2], ha="center", va="center", fontsize=5.5,
                 color="white" if regions[i] <= Region.TRUST else "#222222", zorder=2 + depth[i],
