@@ -62,10 +62,13 @@ def judge_of(source: GradedPotential, **settings) -> FragmentJudge:
 
 @pytest.mark.parametrize("case", ["vacancy", "surface"])
 def test_the_surroundings_of_the_centre_survive(source, case):
-    """Bar: γ of the centre within 5 %; EMT feels the force of the parent at the centre."""
+    """Bar: γ of the centre within 5 %; EMT feels the force of the parent at the centre.
+
+    A cut through a surface leaves steps, stranger than the surface itself: they are allowed for here.
+    """
     atoms = warm_copper((6, 6, 6), without=[300]) if case == "vacancy" else surface()
     grades = source.calculator.novelty(atoms)
-    judge = judge_of(source)
+    judge = judge_of(source, buffer_excess=3.0)
     truth = atoms.copy()
     truth.calc = EMT()
     forces = truth.get_forces()
@@ -76,11 +79,11 @@ def test_the_surroundings_of_the_centre_survive(source, case):
         assert record.accepted, record.reason
         assert record.novelty_parent > 1.5
         assert abs(record.novelty_fragment / record.novelty_parent - 1) < 0.05
-        if not record.steps:
-            np.testing.assert_array_equal(judged.frames.positions, fragment.positions)
+        assert record.steps == 0, record.relaxed_because
+        np.testing.assert_array_equal(judged.frames.positions, fragment.positions)
         alone = judged.frames.to_ase(0)
         alone.calc = EMT()
-        np.testing.assert_allclose(alone.get_forces()[0], forces[centre], atol=2e-3)
+        np.testing.assert_allclose(alone.get_forces()[0], forces[centre], atol=1e-3)
 
 
 def test_a_bad_seam_is_mended_and_the_core_stays_bit_for_bit(source):
