@@ -231,5 +231,7 @@ def plain_layout(made: PropertyFrames) -> dict[str, Any]:
             {"structure": structure, "what": what, "reason": reason}
             for (structure, what), reason in made.skipped.items()
         ],
-        "stretch": [None if own is None else float(own.primitive.cell.lengths()[0]) for _, own, _ in made.equations],
+        "primitive_length_ang": [
+            None if own is None else float(own.primitive.cell.lengths()[0]) for _, own, _ in made.equations
+        ],
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -77,20 +78,24 @@ def source_values(
         outcome, own, energy = made.equations[index]
         names = [entry for entry in equation_of_state.NAMES if entry[0] != "a0_ang" or crystal.is_cubic]
         reason = made.skipped.get((index, "eos"), "")
-        values.add(index, names, ["eos_result"], lambda o=outcome, n=names, r=reason: o or failed(n, r))  # type: ignore[misc]  # a lambda with defaults
+        values.add(index, names, ["eos_result"], partial(_given, outcome, names, reason))
         _add_lattice(values, index, crystal, own, settings, made, static)
         _add_defects(values, index, own, energy, settings, made, nodes)
         _add_runs(values, index, settings, made, nodes)
     for (structure, what), (start, stop) in made.static.rows.items():
         if structure < 0:
             pair = (what.split("_")[1], what.split("_")[2])
-            values.add(
-                -1,
-                [dimers.dimer_name(pair)],
-                ["static_result"],
-                lambda p=pair, a=start, b=stop: dimers.repulsion(p, distances_of(p, settings), _part(static, a, b)),  # type: ignore[misc]  # a lambda with defaults
-            )
+            part = partial(_dimer, pair, settings, static, (start, stop))
+            values.add(-1, [dimers.dimer_name(pair)], ["static_result"], part)
     return values
+
+
+def _given(outcome: Outcome | None, names: Sequence[tuple[str, str, str]], reason: str) -> Outcome:
+    return failed(names, reason) if outcome is None else outcome
+
+
+def _dimer(pair: tuple[str, str], settings: ValidateSettings, static: Results | None, rows: tuple[int, int]) -> Outcome:
+    return dimers.repulsion(pair, distances_of(pair, settings), _part(static, *rows))
 
 
 def _static_results(nodes: Mapping[str, orm.Data]) -> Results | None:
@@ -187,7 +192,7 @@ def _add_defects(
         return defects.surface_energy(millers[what], cells[0], float(energies[start]), energy, definition=text)
 
     for what, name in wanted:
-        values.add(index, [name], ["relaxed"], lambda w=what: outcome(w))  # type: ignore[misc]  # a lambda with defaults
+        values.add(index, [name], ["relaxed"], partial(outcome, what))
 
 
 def _relaxed(nodes: Mapping[str, orm.Data]) -> tuple[np.ndarray | None, list[str], str]:

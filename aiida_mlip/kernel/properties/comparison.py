@@ -140,7 +140,7 @@ def _difference(value: Value, expected: Value) -> tuple[float | None, float | No
     if ours.shape != theirs.shape:
         return None, None
     away = ours - theirs
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         relative = np.where(away == 0, 0.0, np.abs(away) / np.abs(theirs))
     return float(away[np.argmax(np.abs(away))]), float(relative.max())
 
