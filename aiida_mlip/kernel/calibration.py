@@ -16,7 +16,6 @@ from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Integer
-from scipy.stats import chi2
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
 from aiida_mlip.kernel.uncertainty.scores import auroc, ence, miscalibration_area, normal_nll, spearman
@@ -118,6 +117,8 @@ def calibrate(
     :param seed: of the assignment of groups to folds.
     :raises InvalidInputError: fewer atoms than ``level`` needs (9 for 0.9), shapes that do not fit, negative numbers.
     """
+    from scipy.stats import chi2  # half of the start-up of a job that only reads a calibration
+
     u, e, z, kept = _checked(deviation, error, numbers, level)
     groups = np.arange(len(kept)) if group is None else _as_long(group, kept, "group")
     regions = np.full(len(kept), "") if region is None else _as_long(region, kept, "region")
@@ -192,6 +193,8 @@ def reliability(
     """
     if points < 2:
         raise InvalidInputError(f"points: a diagram needs at least 2, got {points}")
+    from scipy.stats import chi2
+
     u, e, z, kept = _checked(deviation, error, numbers, level)
     groups = np.arange(len(kept)) if group is None else _as_long(group, kept, "group")
     _fit(e / u, z, level)

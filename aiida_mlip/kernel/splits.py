@@ -15,8 +15,6 @@ from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int, Int8
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.frames import NONE, Frames, id_keys
@@ -85,6 +83,9 @@ def group_rows(frames: Frames, *, group_by: GroupBy = "lineage") -> Int[np.ndarr
     >>> group_rows(from_ase([bulk("Si"), bulk("Cu"), bulk("Si")])).tolist()
     [0, 1, 0]
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     n = len(frames)
     if n == 0:
         return np.zeros(0, dtype=np.int64)

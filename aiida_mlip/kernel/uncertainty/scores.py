@@ -10,7 +10,6 @@ from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import chi2, rankdata
 
 _GRID: Final[np.ndarray] = np.linspace(0.0, 1.0, 1001)
 
@@ -21,6 +20,8 @@ def spearman(one: Float[np.ndarray, "n"], other: Float[np.ndarray, "n"]) -> floa
     >>> spearman(np.array([1.0, 2.0, 3.0]), np.array([1.0, 8.0, 27.0]))
     1.0
     """
+    from scipy.stats import rankdata
+
     ranks = [rankdata(values) - (len(values) + 1) / 2 for values in (one, other)]
     norms = [float(np.linalg.norm(rank)) for rank in ranks]
     return float(ranks[0] @ ranks[1] / (norms[0] * norms[1])) if min(norms) > 0 else None
@@ -32,6 +33,8 @@ def auroc(score: Float[np.ndarray, "n"], positive: Bool[np.ndarray, "n"]) -> flo
     >>> auroc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True]))
     0.75
     """
+    from scipy.stats import rankdata
+
     flags = np.asarray(positive, dtype=bool)
     n, m = int(flags.sum()), int((~flags).sum())
     if n == 0 or m == 0:
@@ -54,6 +57,8 @@ def miscalibration_area(length: Float[np.ndarray, "n"], sigma: Float[np.ndarray,
 
     Tran et al. 2020, doi:10.1088/2632-2153/ab7e1a. Parameters as in :func:`normal_nll`.
     """
+    from scipy.stats import chi2
+
     levels = np.sort(chi2.cdf((length / sigma) ** 2, df=components))
     observed = np.searchsorted(levels, _GRID, side="right") / len(levels)
     gap = np.abs(observed - _GRID)
