@@ -85,17 +85,10 @@ def test_python_is_python_and_imports_what_exists(text: str) -> None:
                 assert hasattr(module, alias.name), f"{node.module} has no {alias.name}"
 
 
-EXECUTED = [
-    pytest.param(text, id=f"{page.stem}-{i}")
-    for page in PAGES
-    for i, text in enumerate(blocks(page, "python", executed=True))
-]
-
-
-@pytest.mark.parametrize("text", EXECUTED)
-def test_python_that_is_marked_runs(text: str, toy_package: Path) -> None:
+def test_python_of_the_tutorial_runs(toy_package: Path) -> None:
+    (text,) = blocks(ROOT / "docs" / "tutorial.md", "python", executed=True)
     names = {"package": toy_package}
-    exec(compile(text, "docs", "exec"), names)  # noqa: S102 - the documentation is ours
+    exec(compile(text, "tutorial.md", "exec"), names)  # noqa: S102 - the documentation is ours
     assert abs(names["energy"]) > 0
     assert names["forces"].shape == (8, 3)
 
