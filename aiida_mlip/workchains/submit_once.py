@@ -50,7 +50,7 @@ class SubmitOnceWorkChain(WorkChain):
             child.seal()
             return False
         queue = queued_processes()
-        if queue is not None and child.pk not in queue and self.runner.controller is not None:
+        if self.runner.is_daemon_runner and queue is not None and child.pk not in queue:
             self.runner.controller.continue_process(child.pk, nowait=False, no_reply=True)
         return True
 
