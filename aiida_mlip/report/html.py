@@ -59,11 +59,13 @@ def shown(number: Number) -> str:
         return str(value)
     if not math.isfinite(value):
         return "∞" if value > 0 else "–∞" if value < 0 else "–"
-    if value and not 1e-3 <= abs(value) < 1e5:
+    if value and not 1e-3 <= abs(value) < 1e6:
         mantissa, _, exponent = (
             f"{value:.3g}".partition("e") if "e" in f"{value:.3g}" else f"{value:.3e}".partition("e")
         )
         return f"{_minus(f'{float(mantissa):.3g}')}×10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    if abs(value) >= 1000:
+        return _minus(f"{value:,.0f}".replace(",", "\u202f"))
     return _minus(f"{value:.4g}")
 
 

@@ -12,6 +12,7 @@ from aiida.engine import run_get_node
 from ase.build import bulk
 from ase.calculators.emt import EMT
 from emt_frames import emt_frames
+from report_checks import check_report
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -108,7 +109,7 @@ def inputs(localhost, train_code, evaluate_code, label_code):
     return make
 
 
-def test_rounds_of_whole_frames_until_the_budget_is_spent(inputs, committee):
+def test_rounds_of_whole_frames_until_the_budget_is_spent(inputs, committee, tmp_path):
     """Explore with the given committee, label, train on everything, explore once more."""
     given = inputs([bulk("Cu", cubic=True) * (2, 1, 1)], settings={"max_rounds": 2}, temperature=1500.0, **committee)
     results, node = run_get_node(ActiveLearningWorkChain, **given)
@@ -140,9 +141,11 @@ def test_rounds_of_whole_frames_until_the_budget_is_spent(inputs, committee):
     )
     report = audit(node)
     assert report.passed, report.orphans
+    told, _, _ = check_report(node, tmp_path)
+    assert told.verdict.word == "Budget spent"
 
 
-def test_fragments_of_a_larger_frame(inputs, committee):
+def test_fragments_of_a_larger_frame(inputs, committee, tmp_path):
     """A crystal of 256 atoms is explored; what is labelled are pieces of it."""
     crystal = bulk("Cu", cubic=True)
     big = crystal * (4, 4, 4)
@@ -167,6 +170,8 @@ def test_fragments_of_a_larger_frame(inputs, committee):
     assert new.parent_id.any(axis=1).all()
     assert (new.parent_atom[new.offsets[:-1]] >= 0).all()
     assert audit(node).passed
+    told, _, _ = check_report(node, tmp_path)
+    assert any(figure.kind == "fragment" for section in told.sections for figure in section.figures)
 
 
 def test_nothing_selected_is_success(inputs, committee):
