@@ -118,10 +118,26 @@ def pw_code(localhost):
     return _code(localhost, "pw", "pw.x", "quantumespresso.pw")
 
 
+@pytest.fixture(scope="session")
+def preloaded_programs():
+    """Folder with nequip-train and nequip-package that need no start-up, see ``preloaded``."""
+    from preloaded import Preloaded
+
+    programs = Preloaded()
+    yield programs.folder
+    programs.close()
+
+
 @pytest.fixture
-def train_code(localhost):
-    """The nequip-train program of this environment."""
-    return _code(localhost, "nequip-train", BIN / "nequip-train", "aiida_mlip.nequip_train")
+def train_code(localhost, preloaded_programs):
+    """What nequip-train of this environment does, without its start-up; nequip-package lies beside it."""
+    return _code(localhost, "nequip-train", preloaded_programs / "nequip-train", "aiida_mlip.nequip_train")
+
+
+@pytest.fixture
+def installed_train_code(localhost):
+    """The nequip-train program of this environment itself."""
+    return _code(localhost, "installed-nequip-train", BIN / "nequip-train", "aiida_mlip.nequip_train")
 
 
 @pytest.fixture
@@ -187,26 +203,44 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session")
-def emt_copper_committee(tmp_path_factory):
+def shared_folder(tmp_path_factory) -> Path:
+    """What is made once for all processes of a test session lies here; whoever makes it holds a lock."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def emt_copper_committee(shared_folder, request):
     """Four NequIP potentials of 300 K bulk copper and the frames that test them, see ``emt_copper``.
 
-    Trained once for all processes of a test session (two to three minutes of one core); a folder named in
+    Trained once for all processes of a test session (a minute or two of one core); a folder named in
     AIIDA_MLIP_TEST_COMMITTEES keeps them for the next session.
     """
     import emt_copper
 
-    base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    return emt_copper.committee(Path(os.environ.get("AIIDA_MLIP_TEST_COMMITTEES", shared)))
+    kept = Path(os.environ.get("AIIDA_MLIP_TEST_COMMITTEES", shared_folder))
+    return emt_copper.committee(kept, lambda: request.getfixturevalue("preloaded_programs"))
 
 
 @pytest.fixture(scope="session")
-def toy_package(tmp_path_factory) -> Path:
-    """A NequIP package (Si and C, cutoff 4 Å, double precision) trained for one epoch on Lennard-Jones labels."""
-    return _train_toy(tmp_path_factory.mktemp("toy"))
+def toy_package(shared_folder, request) -> Path:
+    """A NequIP package (Si and C, cutoff 4 Å, double precision) trained for one epoch on Lennard-Jones labels.
+
+    Trained once for all processes of a test session.
+    """
+    from filelock import FileLock
+
+    package = shared_folder / "toy" / "toy.nequip.zip"
+    with FileLock(shared_folder / "toy.lock"):
+        if not package.exists():
+            shutil.rmtree(package.parent, ignore_errors=True)
+            draft = package.parent / "draft"
+            draft.mkdir(parents=True)
+            _train_toy(draft, request.getfixturevalue("preloaded_programs")).rename(package)
+    return package
 
 
-def _train_toy(folder: Path) -> Path:
+def _train_toy(folder: Path, programs: Path) -> Path:
     import ase.io
     import yaml
     from ase.build import bulk
@@ -228,7 +262,7 @@ def _train_toy(folder: Path) -> Path:
         ["nequip-package", "build", "best.ckpt", "toy.nequip.zip"],
     ):
         run = subprocess.run(
-            [str(BIN / command[0]), *command[1:]], cwd=folder, capture_output=True, text=True, check=False
+            [str(programs / command[0]), *command[1:]], cwd=folder, capture_output=True, text=True, check=False
         )
         if run.returncode:
             pytest.fail(f"{' '.join(command)} failed:\n{(run.stdout + run.stderr)[-3000:]}")

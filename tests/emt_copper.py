@@ -10,7 +10,7 @@ import hashlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -39,6 +39,8 @@ LATTICE_ANG = 3.61
 #: The parts of the test set, in the order of their index.
 REGIONS = ("bulk", "surface", "compressed", "hot")
 MEMBERS = 4
+#: Folder of nequip-train and nequip-package.
+PROGRAMS = Path(sys.executable).parent
 #: Two layers, vectors, eight features: what separates the methods, not what gives the smallest error.
 TRAINING: dict[str, Any] = {
     "protocol": "fast",
@@ -196,14 +198,19 @@ class CopperCommittee:
 
 
 def train_committee(
-    folder: Path, frames: Frames, *, members: int = MEMBERS, overrides: Mapping[str, Any] | None = None
+    folder: Path,
+    frames: Frames,
+    *,
+    members: int = MEMBERS,
+    overrides: Mapping[str, Any] | None = None,
+    programs: Path = PROGRAMS,
 ) -> list[Path]:
     """Train a committee, two at a time, each member on nine tenths of the frames in its own choice and order."""
     split = split_frames(frames, test=0.0, val=0.1, bag=0.9, seed=5, members=members, group_by="frame")
 
     def train(member: int) -> Path:
         parts = [frames.take(split.parts[member] == part) for part in (Part.TRAIN, Part.VAL)]
-        package = train_one(folder / f"member_{member}", *parts, member=member, overrides=overrides)
+        package = train_one(folder / f"member_{member}", *parts, member=member, overrides=overrides, programs=programs)
         return package.rename(folder / f"model_{member}.nequip.zip")
 
     with ThreadPoolExecutor(2) as pool:  # each training is a process of one thread
@@ -211,9 +218,18 @@ def train_committee(
 
 
 def train_one(
-    folder: Path, train: Frames, val: Frames, *, member: int = 0, overrides: Mapping[str, Any] | None = None
+    folder: Path,
+    train: Frames,
+    val: Frames,
+    *,
+    member: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    programs: Path = PROGRAMS,
 ) -> Path:
-    """One training with ``nequip-train`` and ``nequip-package`` by the files of the package; returns its package."""
+    """One training with ``nequip-train`` and ``nequip-package`` by the files of the package; returns its package.
+
+    :param programs: folder where they are.
+    """
     settings = train_settings(deep_merge(TRAINING, overrides or {}))
     data = TrainingData(
         species=train.species,
@@ -229,7 +245,6 @@ def train_one(
     for name, frames in ((TRAIN_FILE, train), (VAL_FILE, val)):
         with (folder / name).open("w", encoding="utf-8") as handle:
             write_extxyz(frames, handle, nan_missing=True, lineage=False)
-    programs = Path(sys.executable).parent
     script = "\n".join(
         [
             before_training(threads=1, initial=None),
@@ -248,8 +263,10 @@ def train_one(
 # -- files, for other processes --------------------------------------------------------------------------------
 
 
-def committee(shared: Path) -> CopperCommittee:
+def committee(shared: Path, programs: Callable[[], Path] = lambda: PROGRAMS) -> CopperCommittee:
     """The committee kept in a folder; the first process that asks for it trains it, the others wait.
+
+    :param programs: gives the folder of nequip-train and nequip-package, where they are needed.
 
     The name of its folder is a hash of this file and of the version of NequIP: a change of either trains a new one.
     """
@@ -260,7 +277,7 @@ def committee(shared: Path) -> CopperCommittee:
         if not (folder / "region.npy").exists():  # the last thing written
             shutil.rmtree(folder, ignore_errors=True)  # of a session that was ended
             data = copper_data()
-            train_committee(folder, data.train)
+            train_committee(folder, data.train, programs=programs())
             save(folder, data)
     return CopperCommittee(tuple(folder / f"model_{member}.nequip.zip" for member in range(MEMBERS)), load(folder))
 

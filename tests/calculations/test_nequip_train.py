@@ -49,10 +49,10 @@ _TRAINED: dict[str, tuple] = {}
 
 
 @pytest.fixture
-def trained(data, train_code):
-    """Outputs and node of three epochs from scratch; run once."""
+def trained(data, installed_train_code):
+    """Outputs and node of three epochs from scratch, by the installed programs; run once."""
     if "first" not in _TRAINED:
-        _TRAINED["first"] = run_get_node(NequipTrainCalculation, code=train_code, settings=tiny(), **data)
+        _TRAINED["first"] = run_get_node(NequipTrainCalculation, code=installed_train_code, settings=tiny(), **data)
     outputs, node = _TRAINED["first"]
     assert node.is_finished_ok, (node.exit_status, node.exit_message)
     return outputs, node
@@ -78,6 +78,15 @@ def test_outputs(trained, data):
     assert set(potential.reference_energies["emt"]) == {"Cu"}
     # the frames are in the dataset, not once more in the job
     assert set(node.base.repository.list_object_names()) == {CONFIG_FILE, ".aiida", "_aiidasubmit.sh"}
+
+
+@pytest.mark.nequip
+def test_the_programs_of_the_tests_do_what_the_installed_ones_do(trained, data, train_code):
+    """Most trainings of these tests are forks of a process that has imported NequIP: the same package, bit by bit."""
+    outputs, node = run(train_code, data)
+    assert node.is_finished_ok, node.exit_message
+    assert outputs["potential"].sha256 == trained[0]["potential"].sha256
+    assert outputs["summary"].get_dict() == trained[0]["summary"].get_dict()
 
 
 @pytest.mark.nequip
@@ -110,7 +119,7 @@ def test_warm_start_begins_where_the_other_ended(trained, data, train_code, port
 
 
 @pytest.mark.nequip
-def test_monitor_stops_a_growing_error(data, train_code):
+def test_monitor_stops_a_growing_error(data, installed_train_code):
     monitor = orm.Dict(
         {
             "entry_point": "aiida_mlip.training_diverged",
@@ -124,17 +133,17 @@ def test_monitor_stops_a_growing_error(data, train_code):
         divergence_epochs=1,
         optimizer={"schedule": "constant", "learning_rate": 0.5},
     )
-    outputs, node = run(train_code, data, settings=settings, monitors={"divergence": monitor})
+    outputs, node = run(installed_train_code, data, settings=settings, monitors={"divergence": monitor})
     assert node.exit_status == NequipTrainCalculation.exit_codes.ERROR_DIVERGED.status, node.exit_message
     assert outputs["summary"]["epochs"] < 100_000
     assert "curves" in outputs
 
 
 @pytest.mark.nequip
-def test_no_packager(data, train_code, localhost, tmp_path):
+def test_no_packager(data, installed_train_code, localhost, tmp_path):
     """nequip-train alone in a folder: trained, but no package; curves are kept."""
     program = tmp_path / "nequip-train"
-    program.symlink_to(train_code.filepath_executable)
+    program.symlink_to(installed_train_code.filepath_executable)
     code = orm.InstalledCode(label="alone", computer=localhost, filepath_executable=str(program), with_mpi=False)
     outputs, node = run(code, data, settings=tiny(max_epochs=1))
     assert node.exit_status == NequipTrainCalculation.exit_codes.ERROR_NO_PACKAGE.status
@@ -185,11 +194,11 @@ def test_divergence_lowers_the_rate_until_it_gives_up(data, train_code):
 
 
 @pytest.mark.nequip
-def test_out_of_memory_takes_smaller_batches(data, train_code):
+def test_out_of_memory_takes_smaller_batches(data, installed_train_code):
     """Real lack of memory: a model of many GB in an address space that the shell limits."""
     options = {"prepend_text": "ulimit -v 6000000"}
     settings = tiny(batch_size=2, model={**TINY["model"], "num_features": 50_000, "num_layers": 2})
-    _, node = run_base(train_code, data, settings, nequip={"metadata": {"options": options}})
+    _, node = run_base(installed_train_code, data, settings, nequip={"metadata": {"options": options}})
     assert node.exit_status == NequipBaseWorkChain.exit_codes.ERROR_STILL_OUT_OF_MEMORY.status, node.exit_message
     jobs = [child for child in node.called if isinstance(child, orm.CalcJobNode)]
     assert [job.outputs.summary["batch_size"] for job in jobs] == [2, 1]

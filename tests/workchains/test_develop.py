@@ -97,8 +97,8 @@ def test_from_crystal_to_potential_with_a_teacher_that_misses_its_target(teacher
 @pytest.mark.daemon
 @pytest.mark.slow
 @pytest.mark.usefixtures("pseudo_family")
-def test_the_daemon_does_the_same_with_pw(pw_code, train_code, evaluate_code, submit_and_await):
-    codes = {"pw": pw_code, "train": train_code, "evaluate": evaluate_code}
+def test_the_daemon_does_the_same_with_pw(pw_code, installed_train_code, evaluate_code, submit_and_await):
+    codes = {"pw": pw_code, "train": installed_train_code, "evaluate": evaluate_code}
     node = submit_and_await(builder(bulk("Si"), codes, LDA), timeout=500)
     assert node.is_finished_ok, (node.exit_status, node.exit_message)
     summary = node.outputs.label_summary["fidelities"]["lda"]

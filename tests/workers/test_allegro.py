@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import ase.io
@@ -91,8 +90,8 @@ def rattled(seed: int, stdev: float = 0.05) -> Atoms:
 
 
 @pytest.fixture(scope="module")
-def package(tmp_path_factory) -> Path:
-    """A tiny Allegro model trained for one epoch by the real programs."""
+def package(tmp_path_factory, preloaded_programs: Path) -> Path:
+    """A tiny Allegro model trained for one epoch."""
     folder = tmp_path_factory.mktemp("allegro")
     images = [rattled(seed) for seed in range(3)]
     for atoms in images:
@@ -104,7 +103,7 @@ def package(tmp_path_factory) -> Path:
         ["nequip-train", "-cn", "config.yaml"],
         ["nequip-package", "build", "best.ckpt", "allegro.nequip.zip"],
     ):
-        program = Path(sys.executable).with_name(command[0])
+        program = preloaded_programs / command[0]
         run = subprocess.run([program, *command[1:]], cwd=folder, capture_output=True, text=True, check=False)
         if run.returncode:
             pytest.fail(f"{' '.join(command)} failed:\n{(run.stdout + run.stderr)[-3000:]}")
