@@ -64,10 +64,10 @@ class PhononCells:
             for name, frequencies in labels.items()
         ]
         phonopy.run_mesh([mesh] * 3, is_gamma_center=True)
-        frequencies = phonopy.get_mesh_dict()["frequencies"]
+        frequencies = phonopy.mesh.frequencies
         phonopy.run_total_dos(freq_pitch=float(np.ptp(frequencies) / _DOS_POINTS) or 0.01, use_tetrahedron_method=True)
-        dos = phonopy.get_total_dos_dict()
-        curves |= {"dos_frequency_thz": dos["frequency_points"], "dos_per_thz": dos["total_dos"]}
+        dos = phonopy.total_dos
+        curves |= {"dos_frequency_thz": dos.frequency_points, "dos_per_thz": dos.dos}
         lowest = min(float(frequencies.min()), float(curves["bands_frequency_thz"].min()))
         properties.append(
             Property(*LOWEST[:2], lowest, LOWEST[2], f"lowest on a {mesh}x{mesh}x{mesh} mesh and the bands")
@@ -81,7 +81,6 @@ def _bands(phonopy: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     Curves: ``bands_distance`` (p,), ``bands_q`` (p, 3), ``bands_frequency_thz`` (p, b); ``bands_piece_lengths`` (k,)
     and ``bands_labels`` (2k,): points of each piece, and the names of its ends.
     """
-    bands = phonopy.get_band_structure_dict()
     structure = phonopy.band_structure
     points: dict[str, np.ndarray] = {}
     ends: list[str] = []
@@ -94,14 +93,14 @@ def _bands(phonopy: Any) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         first = last if shared else next(names)
         last = next(names)
         ends += [_plain(first), _plain(last)]
-        points.setdefault(_plain(first), bands["frequencies"][piece][0])
-        points.setdefault(_plain(last), bands["frequencies"][piece][-1])
+        points.setdefault(_plain(first), structure.frequencies[piece][0])
+        points.setdefault(_plain(last), structure.frequencies[piece][-1])
         shared = goes_on
-    lengths = [len(part) for part in bands["distances"]]
+    lengths = [len(part) for part in structure.distances]
     return {
-        "bands_distance": np.concatenate(bands["distances"]),
-        "bands_q": np.concatenate(bands["qpoints"]),
-        "bands_frequency_thz": np.concatenate(bands["frequencies"]),
+        "bands_distance": np.concatenate(structure.distances),
+        "bands_q": np.concatenate(structure.qpoints),
+        "bands_frequency_thz": np.concatenate(structure.frequencies),
         "bands_piece_lengths": np.array(lengths),
         "bands_labels": np.array(ends, dtype="U16"),
     }, points
