@@ -57,7 +57,7 @@ def write_frame(path: Path, cells: int) -> tuple[np.ndarray, float]:
     gone = np.linalg.norm(positions - edge / 2, axis=1) < 8.0  # a void
     gone |= (np.abs(y - 0.25) < 2.5 / edge) & (np.abs(x - 0.25) < 0.1) & (np.abs(z - 0.25) < 0.1)  # a crack
     gone[rng.choice(len(gone), len(gone) // 5000, replace=False)] = True  # vacancies
-    burgers = LATTICE_ANG / np.sqrt(2)
+    burgers = LATTICE_ANG  # a lattice vector along z, so that the plane between the two is no fault
     turns = np.arctan2(y - 0.75, x - 0.6) - np.arctan2(y - 0.75, x - 0.9)
     positions = positions + rng.normal(0.0, 0.06, positions.shape)
     positions[:, 2] += burgers / (2 * np.pi) * turns  # screw dislocations along z
