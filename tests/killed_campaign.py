@@ -248,10 +248,9 @@ class Outcome:
 
     :param status: exit status.
     :param frame_ids: of the final dataset, in order.
-    :param forces: digest of all forces.
     :param times_labelled: by frame id, labels that were made successfully.
     :param jobs: by program, jobs that ran.
-    :param twice: calls made more than once.
+    :param twice: workchains and jobs that were begun more than once; those that never got to run do not count.
     :param unfinished: processes that never ended.
     """
 
@@ -271,7 +270,8 @@ def outcome(root: orm.ProcessNode) -> Outcome:
         if node.process_class is AseLabelCalculation and "dataset" in node.outputs:
             frames = node.outputs.dataset.frames()
             labelled.update(np.array(frames.ids())[frames.labelled].tolist())
-    paths = Counter("/".join(path) for path, _ in called)
+    begun = [path for path, node in called if not isinstance(node, orm.CalcFunctionNode) and not node.is_excepted]
+    paths = Counter("/".join(path) for path in begun)
     return Outcome(
         status=root.exit_status,
         frame_ids=tuple(root.outputs.dataset.frames().ids()) if "dataset" in root.outputs else (),
