@@ -24,6 +24,9 @@ from typing import Any
 BIN = Path(sys.executable).parent
 TESTS = Path(__file__).parents[1] / "tests"
 sys.path.insert(0, str(TESTS))
+
+from preloaded import Preloaded  # noqa: E402 - the folder of the tests is no package
+
 PROFILE = "kill"
 LABELS = {
     "explore": "aiida-mlip-explore",
@@ -72,13 +75,24 @@ def one_run(kill: dict[str, Any] | None, options: dict[str, Any]) -> dict[str, A
     return {**result, **asdict(outcome(node)), "message": node.exit_message or str(node.process_state)}
 
 
-def in_profile(kill: dict[str, Any] | None, options: dict[str, Any], *, keep: Path | None) -> dict[str, Any]:
+def programs_of(preloaded: Path, folder: Path) -> Path:
+    """Folder of all programs, the trainings' those that need no start-up (``tests/preloaded.py``)."""
+    for name in ("nequip-train", "nequip-package"):
+        (folder / name).symlink_to(preloaded / name)
+    for path in BIN.glob("aiida-mlip-*"):
+        (folder / path.name).symlink_to(path)
+    return folder
+
+
+def in_profile(
+    kill: dict[str, Any] | None, options: dict[str, Any], *, keep: Path | None, programs: Path
+) -> dict[str, Any]:
     """One run in a new profile, in a process of its own."""
     root = Path(tempfile.mkdtemp(prefix="aiida-mlip-kill-", dir=keep))
     (root / ".aiida").mkdir()
     os.environ["AIIDA_PATH"] = str(root)
     try:
-        call("aiida-mlip", "setup", "--workdir", str(root / "work"))
+        call("aiida-mlip", "setup", "--workdir", str(root / "work"), "--programs", str(programs))
         call("verdi", "daemon", "start")
         try:
             command = [sys.executable, __file__, "--one", json.dumps([kill, options])]
@@ -138,10 +152,20 @@ def main() -> int:
     options = {name: getattr(given, name) for name in ("rounds", "committee", "epochs", "fragments")}
     if given.keep is not None:
         given.keep.mkdir(parents=True, exist_ok=True)
+    preloaded = Preloaded()
+    try:
+        with tempfile.TemporaryDirectory(prefix="programs-") as folder:
+            return compare(given, options, programs_of(preloaded.folder, Path(folder)))
+    finally:
+        preloaded.close()
+
+
+def compare(given: argparse.Namespace, options: dict[str, Any], programs: Path) -> int:
+    """Run undisturbed, then with kills; print the table."""
     if given.reference is not None and given.reference.exists():
         reference = json.loads(given.reference.read_text())
     else:
-        reference = in_profile(None, options, keep=given.keep)
+        reference = in_profile(None, options, keep=given.keep, programs=programs)
         if given.reference is not None:
             given.reference.write_text(json.dumps(reference))
     print(
@@ -154,7 +178,7 @@ def main() -> int:
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     good = True
     for kill in draw(reference["events"], given.points, given.seed):
-        run = in_profile(kill, options, keep=given.keep)
+        run = in_profile(kill, options, keep=given.keep, programs=programs)
         verdict = judge(run, reference)
         good &= verdict["same"] and verdict["status"] and not (verdict["labelled_twice"] or verdict["unfinished"])
         where = f"{'/'.join(kill['path'])}: {kill['what']} {kill['name']}".strip()
