@@ -407,11 +407,17 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
             if (summary := self.ctx.parts.get(f"exploration_{name}")) is not None:
                 sources[f"summary_{name}"] = orm.load_node(summary)
         gathered, node = gather_candidates.run_get_node(
-            **sources, metadata={"call_link_label": self._label("gather_candidates")}
+            reference=orm.load_node(self.ctx.dataset),
+            **sources,
+            metadata={"call_link_label": self._label("gather_candidates")},
         )
         if not node.is_finished_ok:
             return self._end(self._failed_step(node))
-        self.ctx.parts["candidates"] = gathered["candidates"].uuid
+        counts = gathered.pop("counts")
+        self.ctx.parts["counts"] = counts.uuid
+        if "candidates" not in gathered:
+            self.report(f"round {self.ctx.round}: all {counts['found']} candidates are labelled already")
+            return None
         spent = {"history": self.ctx.history, "labels_gate": self.ctx.parts.get("labels_gate")}
         plan, node = plan_selection.run_get_node(
             orm.load_node(self.ctx.plan["settings"]),

@@ -80,7 +80,7 @@ def test_of_a_stopped_frame_the_worst_fragment_is_required(aiida_profile):
     errors = found["environments"].get_array("errors").reshape(3, 4)
     np.testing.assert_array_equal(errors, [[0, 1, 0, 0], [15, 14, 0, 0], [11, 10, 0, 0]])
     groups = found["candidates"].column("group_id")
-    assert len(np.unique(groups, axis=0)) == 2, "fragments of one frame stay on one side of a split"
+    assert len(np.unique(groups, axis=0)) == 3, "fragments of one large frame are divided"
 
 
 def test_a_frame_that_two_explorations_found_is_one_candidate(aiida_profile):
@@ -93,6 +93,23 @@ def test_a_frame_that_two_explorations_found_is_one_candidate(aiida_profile):
     assert found["candidates"].frame_ids() == second.ids()
     assert "errors" not in found["environments"].get_arraynames()
     assert len(found["environments"].get_array("required")) == 3
+
+
+def test_what_is_labelled_is_no_candidate_again(aiida_profile):
+    """A frame by its id; a fragment also by the atom of the parent that it was cut around."""
+    frames = copper(2, size=2)
+    done, same_place, new = (fragments_of(frames, 0, atoms) for atoms in ([0, 1, 2, 3], [0, 5, 6, 7], [4, 1, 2, 3]))
+    labels = {"energy": np.zeros(1), "forces": np.zeros((4, 3)), "fidelity": np.zeros(1, dtype="<i2")}
+    reference = DatasetData.from_frames(done.with_columns(**labels, fidelities=("emt",)))
+    found = gather_candidates(
+        reference=reference, selected_a=DatasetData.from_frames(concatenate([done, same_place, new]))
+    )
+    assert found["counts"].get_dict() == {"found": 3, "known": 2}
+    assert found["candidates"].frame_ids() == new.ids()
+    nothing = gather_candidates(reference=reference, selected_a=DatasetData.from_frames(done))
+    assert set(nothing) == {"counts"}
+    unlabelled = DatasetData.from_frames(done)
+    assert gather_candidates(reference=unlabelled, selected_a=DatasetData.from_frames(done))["counts"]["known"] == 0
 
 
 def test_the_gate_is_paid_from_the_budget_and_has_a_share_of_it(aiida_profile):

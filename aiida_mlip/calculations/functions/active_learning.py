@@ -44,34 +44,47 @@ def plan_active_learning(settings: orm.Dict) -> dict[str, orm.Data] | ExitCode:
 
 
 @calcfunction
-def gather_candidates(**sources: orm.Data) -> dict[str, orm.Data]:
+def gather_candidates(reference: DatasetData | None = None, **sources: orm.Data) -> dict[str, orm.Data]:
     """Frames that several explorations found worth a label, each of them once, and the errors of their atoms.
 
-    Every frame, or all fragments of one, is a split group of its own from here on. As one group the frames of a run
-    would all end on one side: a round whose labels are all held out teaches nothing, and one whose labels are all
-    trained on leaves nothing to calibrate with. The selection takes those that are unlike each other.
+    Every frame, and every fragment, is a split group of its own from here on. As one group the frames of a run (or the
+    fragments of a large frame, whose cores do not overlap) would all end on one side: a round whose labels are all held
+    out teaches nothing, and one whose labels are all trained on leaves nothing to calibrate with. The selection takes
+    those that are unlike each other.
 
     The frame at which a run was stopped is required: without its label the next run would stop there again.
 
+    :param reference: what is labelled. A frame that is in it is no candidate again, nor is a fragment around the same
+        atom of the same parent: the start of a simulation comes round after round.
     :param sources: ``selected_<name>`` of each exploration, frames or the fragments of them, and as far as there are
         any ``grades_<name>`` of the frames it found and its ``summary_<name>``.
-    :returns: ``candidates``, and ``environments``: arrays ``required`` (n,), and ``errors`` (a,) where every source has
-        grades with errors; of a fragment those that its core and trusted atoms had in the parent.
+    :returns: ``counts``: ``found`` and ``known``. Where anything is new, ``candidates``, and ``environments``: arrays
+        ``required`` (n,), and ``errors`` (a,) where every source has grades with errors; of a fragment those that its
+        core and trusted atoms had in the parent.
     """
     names = sorted(name.removeprefix("selected_") for name in sources if name.startswith("selected_"))
     parts = [sources[f"selected_{name}"].frames() for name in names]
     frames = concatenate(parts)
     settings = {key: value for name in names for key, value in sources[f"selected_{name}"].settings.items()}
-    first = np.sort(np.unique(id_keys(frames.frame_id), return_index=True)[1])
-    groups = frames.frame_id if frames.region is None else frames.parent_id
-    frames = frames.with_columns(group_id=groups)
+    distinct = np.zeros(len(frames), dtype=bool)
+    distinct[np.unique(id_keys(frames.frame_id), return_index=True)[1]] = True
+    known = _known(frames, reference)
+    counts = orm.Dict({"found": int(distinct.sum()), "known": int((distinct & known).sum())})
+    new = np.flatnonzero(distinct & ~known)
+    if not len(new):
+        return {"counts": counts}
     required = np.concatenate([_required(part, name, sources) for part, name in zip(parts, names, strict=True)])
-    array = orm.ArrayData({"required": required[first]})
+    array = orm.ArrayData({"required": required[new]})
     errors = [_errors(part, sources.get(f"grades_{name}")) for part, name in zip(parts, names, strict=True)]
     if all(values is not None for values in errors):
         found = np.concatenate([values for values in errors if values is not None])
-        array.set_array("errors", found[np.isin(frames.atom_rows(), first)])
-    return {"candidates": DatasetData.from_frames(frames.take(first), settings=settings), "environments": array}
+        array.set_array("errors", found[np.isin(frames.atom_rows(), new)])
+    candidates = frames.with_columns(group_id=frames.frame_id).take(new)
+    return {
+        "counts": counts,
+        "candidates": DatasetData.from_frames(candidates, settings=settings),
+        "environments": array,
+    }
 
 
 @calcfunction
@@ -100,7 +113,7 @@ def record_round(
     :param dataset: what the potential of this round was trained on.
     :param history: of the rounds before.
     :param parts: ``errors`` and ``training_<i>`` of the training, ``exploration_<name>`` summaries, ``found_<name>``
-        frames, ``candidates``, ``selection``, ``labels`` and ``labels_gate`` (those of the embedding gate),
+        frames, ``counts`` of the candidates, ``selection``, ``labels`` and ``labels_gate`` (those of the gate),
         ``embedding`` and ``properties`` (verdict of a validation), as far as the round has them.
     :returns: ``rounds`` (see :class:`aiida_mlip.kernel.rounds.Round`), ``verdict`` and ``evidence``.
     """
@@ -143,9 +156,9 @@ def _label_counts(parts: Mapping[str, orm.Data], name: str) -> list[dict[str, An
 
 
 def _n_candidates(parts: Mapping[str, orm.Data]) -> int:
-    """Frames or fragments to choose from; where no fragment could be cut, the frames they were to be cut from."""
-    if "candidates" in parts:
-        return len(parts["candidates"])
+    """New frames or fragments to choose from; where no fragment could be cut, the frames they were to be cut from."""
+    if "counts" in parts:
+        return int(parts["counts"]["found"] - parts["counts"]["known"])
     return sum(len(node) for name, node in parts.items() if name.startswith("found_"))
 
 
@@ -170,6 +183,29 @@ def _held_out(errors: Mapping[str, Any]) -> float | None:
         if value is not None:
             return float(value)
     return None
+
+
+def _known(frames: Frames, reference: DatasetData | None) -> np.ndarray:
+    """(n,) frames that are labelled, and fragments around an atom of a parent that one is labelled of."""
+    if reference is None:
+        return np.zeros(len(frames), dtype=bool)
+    labelled = reference.filter(labelled=True)
+    known = np.isin(id_keys(frames.frame_id), id_keys(labelled.frame_id))
+    if frames.region is None or labelled.region is None:
+        return np.asarray(known)
+    places = set(_places(labelled)) - {None}
+    return np.asarray(known | np.array([place in places for place in _places(frames)], dtype=bool))
+
+
+def _places(frames: Frames) -> list[tuple[bytes, int] | None]:
+    """Parent and centre of each fragment; None for a frame that is none."""
+    if frames.parent_atom is None:
+        return [None] * len(frames)
+    centre = frames.parent_atom[frames.offsets[:-1]]
+    return [
+        (bytes(parent), int(atom)) if atom >= 0 else None
+        for parent, atom in zip(np.ascontiguousarray(frames.parent_id), centre, strict=True)
+    ]
 
 
 def _required(frames: Frames, name: str, sources: Mapping[str, orm.Data]) -> np.ndarray:
