@@ -182,13 +182,20 @@ def random_fragments(pool: Frames, *, count: int, seed: int) -> Frames:
 # -- trainings -------------------------------------------------------------------------------------------------
 
 
-def trained(folder: Path, frames: Frames, val: Frames, *, start: Path | None, seed: int, epochs: int) -> LoadedModel:
+def trained(
+    folder: Path, frames: Frames, val: Frames, *, start: Path | None, seed: int, epochs: int, rate: float
+) -> LoadedModel:
     """A potential trained from scratch or from another's weights, or the one that the folder has already."""
     package = folder / PACKAGE_FILE
     if not package.exists():
         begun = time.perf_counter()
         folder.mkdir(parents=True, exist_ok=True)
-        settings = train_settings(deep_merge(emt_copper.TRAINING, {**MODEL, "max_epochs": epochs, "batch_size": 1}))
+        settings = train_settings(
+            deep_merge(
+                emt_copper.TRAINING,
+                {**MODEL, "max_epochs": epochs, "batch_size": 1, "optimizer": {"learning_rate": rate}},
+            )
+        )
         data = TrainingData(
             species=frames.species,
             reference_energies=fit_reference_energies(frames, frames.species, prior={}),
@@ -236,16 +243,23 @@ def run_seed(folder: Path, arguments: argparse.Namespace, seed: int) -> dict[str
 
     base = folder / "small cells"
 
-    def report(name: str, extra: Sequence[Frames], *, epochs: int) -> LoadedModel:
+    def report(name: str, extra: Sequence[Frames], *, epochs: int, rate: float = arguments.rate) -> LoadedModel:
+        # what decides the checkpoint is of the kind that is learned: the last of what was labelled
+        learned = [part.take(range(len(part) - 1)) for part in extra]
+        judged = concatenate([val, *(part.take([len(part) - 1]) for part in extra)])
         frames, start = concatenate([cells, *extra]), base if extra else None
-        model = trained(folder / name, frames, val, start=start, seed=seed, epochs=epochs)
+        model = trained(
+            folder / name, concatenate([cells, *learned]), judged, start=start, seed=seed, epochs=epochs, rate=rate
+        )
         seconds = json.loads((folder / name / SECONDS).read_text())
         results[name] = {"atoms": frames.n_atoms, **errors(model, test, defect), "seconds": seconds}
         numbers = ", ".join(f"{key} {value:.4f}" for key, value in results[name].items() if key != "atoms")
         print(f"seed {seed} {name}: {frames.n_atoms} labelled atoms, {numbers}", flush=True)
         return model
 
-    model = report("small cells", [], epochs=arguments.base_epochs)
+    model = report(
+        "small cells", [], epochs=arguments.base_epochs, rate=emt_copper.TRAINING["optimizer"]["learning_rate"]
+    )
     grades = fit_grades(predict(model, cells, features=True).features, cells.numbers)
     n = arguments.fragments
     chosen = label(chosen_fragments(model, grades, pool, cells, count=n))
@@ -268,7 +282,8 @@ def main() -> None:
     parser.add_argument("--cells", type=int, default=5, help="small cells that are known at first")
     parser.add_argument("--fragments", type=int, default=8)
     parser.add_argument("--random", type=int, nargs="*", default=[1, 2], help="times as many random fragments")
-    parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--epochs", type=int, default=80, help="of each arm, from the small cells on")
+    parser.add_argument("--rate", type=float, default=0.004, help="learning rate at which each arm begins")
     parser.add_argument("--base-epochs", type=int, default=400)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:

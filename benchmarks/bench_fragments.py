@@ -59,8 +59,15 @@ def forces(
         folder.mkdir(parents=True, exist_ok=True)
         data = {
             "control": {"calculation": "scf", "tprnfor": True, "pseudo_dir": pseudo_dir, "outdir": "./out"},
-            "system": {"ecutwfc": 12.0, "nosym": True},
-            "electrons": {"conv_thr": 1e-8 * len(atoms)},
+            # levels of the vacancy lie in the gap, partly filled
+            "system": {
+                "ecutwfc": 12.0,
+                "nosym": True,
+                "occupations": "smearing",
+                "smearing": "gaussian",
+                "degauss": 0.01,
+            },
+            "electrons": {"conv_thr": 1e-8 * len(atoms), "mixing_beta": 0.5},
         }
         with (folder / "pw.in").open("w") as handle:
             write_espresso_in(
