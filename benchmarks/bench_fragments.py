@@ -23,7 +23,8 @@ from ase.io import read
 from ase.io.espresso import write_espresso_in
 
 from aiida_mlip.kernel.fragments.carve import carve
-from aiida_mlip.kernel.fragments.fragment import FragmentLimits
+from aiida_mlip.kernel.fragments.embedding import embedding_error
+from aiida_mlip.kernel.fragments.fragment import Fragment, FragmentLimits, Region
 from aiida_mlip.kernel.fragments.host import Host
 from aiida_mlip.kernel.kpoints import mesh_from_distance
 
@@ -144,6 +145,23 @@ def main() -> None:
             f"| {in_radius:.1f} | {len(fragment)} | {k} | {1e3 * error[0]:.0f} | {1e3 * around:.0f} | "
             f"{around / rms:.3f} | {seconds:.0f} |"
         )
+    tell_gate(fragments, [found for found, _ in results])
+
+
+def tell_gate(fragments: list[Fragment], forces_of: list[np.ndarray]) -> None:
+    """What the embedding gate of a campaign says, which knows the fragments only."""
+    shared = sorted(
+        set.intersection(*(set(part.parent_atom[part.region == Region.CORE].tolist()) for part in fragments))
+    )
+    core = [
+        found[[part.parent_atom.tolist().index(atom) for atom in shared]]
+        for part, found in zip(fragments, forces_of, strict=True)
+    ]
+    gate = embedding_error(np.array(IN_RADII) - CORE, np.array(core)[:, None])
+    print(
+        f"gate ({len(shared)} core atoms): errors {[f'{1e3 * error:.0f}' for error in gate.errors]} meV/Å against the "
+        f"largest, allowed {1e3 * gate.tolerance:.0f}; buffer {gate.chosen} Å, measured {1e3 * gate.measured:.0f}"
+    )
 
 
 if __name__ == "__main__":
