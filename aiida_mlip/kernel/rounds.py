@@ -117,6 +117,8 @@ def judge(rounds: Sequence[Round], caps: Caps) -> tuple[Verdict, str]:
         if last.missed:
             return "stalled", f"{calm}, but the potential misses {'; '.join(last.missed)}"
         return "converged", calm if last.missed is None else f"{calm}, and the properties hold"
+    if last.n_candidates == 0:
+        return "stalled", f"{last.stopped} runs were stopped, and all that they found is labelled already"
     if last.n_labelled == 0:
         reason = "could be labelled" if last.n_selected else "was chosen under the budget and the filters"
         exhausted = last.n_candidates > 0 and last.n_selected == 0 and left_for_labels(rounds, caps) is not None

@@ -24,7 +24,9 @@ def test_a_pass_without_candidates_is_success():
     assert verdict == "converged"
     assert "1000 steps" in evidence
     # stopped by a limit: not converged, even if nothing was selected
-    assert judge([replace(BUSY, n_candidates=0, n_selected=0, n_labelled=0)], CAPS)[0] == "stalled"
+    verdict, evidence = judge([replace(BUSY, n_candidates=0, n_selected=0, n_labelled=0)], CAPS)
+    assert verdict == "stalled"
+    assert "all that they found is labelled already" in evidence
 
 
 @pytest.mark.parametrize(
