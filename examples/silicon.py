@@ -47,13 +47,13 @@ EXPLORE = {
     "record_every": 20,
     "selected_every": 20,
     "md": {"timestep_fs": 2, "schedule": [{"n_steps": 60, "temperature_k": 600}]},
-    "watch": {"every": 10},
+    "watch": {"every": 10, "novelty_stop": 8},
 }
 LEARN = {
     "mode": "fragments",
     "max_rounds": 1,
     "labels_per_round": 4,
-    "fragment": {"core_radius_ang": 4.0, "buffer_ang": 1.4, "max_atoms": 70, "max_fragments": 2},
+    "fragment": {"core_radius_ang": 3.2, "buffer_ang": 1.4, "max_atoms": 40, "max_fragments": 2},  # 31 atoms
 }
 # properties of the crystal, from the potential and from the same DFT
 VALIDATE = {"vacancy": None, "elastic": None, "dimer": None, "phonons": {"min_length_ang": 6.0}}

@@ -2,7 +2,8 @@
 
 A row is *usable* when it carries an energy or a force and is not an isolated atom (whose energy is the reference of
 the model, exactly reproduced). Groups are put in the order of a hash of (seed, group key) and dealt out in that order,
-so that a split does not depend on the order of rows and changes little when rows are added.
+so that a split does not depend on the order of rows and changes little when rows are added. Rows of the group
+:data:`ALWAYS_TRAINED` are not dealt out.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import numpy as np
 from jaxtyping import Bool, Int, Int8
 
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.kernel.frames import NONE, Frames, id_keys
+from aiida_mlip.kernel.frames import ID_BYTES, NONE, Frames, id_keys
 
 GroupBy = Literal["lineage", "frame"]
+#: ``group_id`` of rows that every member trains on, whatever is dealt out: a simulation was stopped there.
+ALWAYS_TRAINED: Final[np.ndarray] = np.full(ID_BYTES, 255, dtype=np.uint8)
 
 
 class Part(IntEnum):
@@ -138,7 +141,8 @@ def split_frames(
         at = f" at fidelity {fidelity!r}" if fidelity else ""
         raise InvalidInputError(f"none of the {len(frames)} rows carries labels{at} that could be trained on")
     group = np.where(usable, group_rows(frames, group_by=group_by), NONE)
-    numbers = np.unique(group[usable])
+    pinned = np.unique(group[usable & (frames.group_id == ALWAYS_TRAINED).all(axis=1)])
+    numbers = np.setdiff1d(group[usable], pinned)
     needed = 2 + (test > 0.0)
     if len(numbers) < needed:
         raise InvalidInputError(_too_few(frames, usable, len(numbers), needed, group_by))
@@ -161,7 +165,7 @@ def split_frames(
         trained = [number for number in own if number not in set(validated)]
         trained = trained[: max(1, round(bag * len(trained)))]
         parts[member, np.isin(group, validated)] = Part.VAL
-        parts[member, np.isin(group, trained)] = Part.TRAIN
+        parts[member, np.isin(group, trained) | np.isin(group, pinned)] = Part.TRAIN
     return Split(frame_id=frames.frame_id, parts=parts, group=group)
 
 
@@ -180,7 +184,7 @@ def _too_few(frames: Frames, usable: np.ndarray, found: int, needed: int, group_
 def _group_keys(frames: Frames, group: np.ndarray, numbers: np.ndarray) -> dict[int, bytes]:
     """Name of each group that does not depend on the order of rows: its smallest group id, else frame id."""
     keys: dict[int, bytes] = {}
-    for row in np.flatnonzero(group != NONE):
+    for row in np.flatnonzero(np.isin(group, numbers)):
         ident = frames.group_id[row] if frames.group_id[row].any() else frames.frame_id[row]
         key = ident.tobytes()
         number = int(group[row])

@@ -15,6 +15,7 @@ from aiida_mlip.calculations.functions.active_learning import (
 )
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.frames import concatenate, from_ase
+from aiida_mlip.kernel.splits import ALWAYS_TRAINED
 
 
 def copper(n: int, size: int = 1):
@@ -64,6 +65,8 @@ def test_frames_at_which_runs_were_stopped_are_required(aiida_profile):
     assert found["environments"].get_array("required").tolist() == [False, True, False, False]
     assert found["environments"].get_array("errors").tolist() == list(range(16))
     assert found["candidates"].frame_ids() == frames.ids()
+    groups = found["candidates"].column("group_id")
+    assert (groups == ALWAYS_TRAINED).all(axis=1).tolist() == [False, True, False, False]
 
 
 def test_of_a_stopped_frame_the_worst_fragment_is_required(aiida_profile):

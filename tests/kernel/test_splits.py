@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.frames import Failure, Frames, concatenate, digest, from_ase, id_keys
-from aiida_mlip.kernel.splits import Part, group_rows, split_frames, usable_rows
+from aiida_mlip.kernel.splits import ALWAYS_TRAINED, Part, group_rows, split_frames, usable_rows
 
 
 def labelled(n: int, *, groups: list[int] | None = None, seed: int = 0) -> Frames:
@@ -150,3 +150,20 @@ def test_group_keys_cover_frames():
     frames = labelled(4)
     assert len(np.unique(id_keys(frames.frame_id))) == 4
     assert group_rows(frames.take([])).shape == (0,)
+
+
+@pytest.mark.parametrize("group_by", ["lineage", "frame"])
+def test_rows_that_are_always_trained_on(group_by):
+    """Pinned rows train every member, for every seed; the others are dealt out as before."""
+    frames = labelled(20)
+    group_id = frames.frame_id.copy()
+    group_id[[3, 7]] = ALWAYS_TRAINED
+    pinned = frames.with_columns(group_id=group_id)
+    for seed in range(10):
+        split = split_frames(pinned, test=0.3, val=0.3, seed=seed, members=2, group_by=group_by, bag=0.5)
+        assert (split.parts[:, [3, 7]] == Part.TRAIN).all()
+        assert all(count["test"] and count["val"] for count in split.counts())
+    # what has parts to deal out must still be enough for them
+    few = labelled(4).with_columns(group_id=np.stack([*labelled(4).frame_id[:2], ALWAYS_TRAINED, ALWAYS_TRAINED]))
+    with pytest.raises(InvalidInputError, match="only 2 group"):
+        split_frames(few, test=0.3, val=0.3, seed=0, group_by=group_by)

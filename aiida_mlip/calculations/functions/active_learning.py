@@ -15,6 +15,7 @@ from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.fragments.fragment import Region
 from aiida_mlip.kernel.frames import Frames, concatenate, id_keys
 from aiida_mlip.kernel.rounds import Round, judge, left_for_labels
+from aiida_mlip.kernel.splits import ALWAYS_TRAINED
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 
 #: Array of grades: estimated error of the force on each atom (eV/Å).
@@ -47,7 +48,8 @@ def plan_active_learning(settings: orm.Dict) -> dict[str, orm.Data] | ExitCode:
 def gather_candidates(reference: DatasetData | None = None, **sources: orm.Data) -> dict[str, orm.Data]:
     """Frames that several explorations found worth a label, each of them once, and the errors of their atoms.
 
-    Every frame, and every fragment, is a split group of its own from here on. As one group the frames of a run (or the
+    Every frame, and every fragment, is a split group of its own from here on; those that are required are always
+    trained on. As one group the frames of a run (or the
     fragments of a large frame, whose cores do not overlap) would all end on one side: a round whose labels are all held
     out teaches nothing, and one whose labels are all trained on leaves nothing to calibrate with. The selection takes
     those that are unlike each other.
@@ -79,7 +81,8 @@ def gather_candidates(reference: DatasetData | None = None, **sources: orm.Data)
     if all(values is not None for values in errors):
         found = np.concatenate([values for values in errors if values is not None])
         array.set_array("errors", found[np.isin(frames.atom_rows(), new)])
-    candidates = frames.with_columns(group_id=frames.frame_id).take(new)
+    groups = np.where(required[:, None], ALWAYS_TRAINED, frames.frame_id)
+    candidates = frames.with_columns(group_id=groups).take(new)
     return {
         "counts": counts,
         "candidates": DatasetData.from_frames(candidates, settings=settings),
