@@ -15,7 +15,15 @@ from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.training_jobs import config_of, reference_energies_of
 from aiida_mlip.errors import FileFormatError, MlipError
 from aiida_mlip.io.nequip_config import METRICS_FILE, cutoff_of
-from aiida_mlip.io.nequip_output import Curves, Ending, data_statistics, read_metrics, says_out_of_time, why_ended
+from aiida_mlip.io.nequip_output import (
+    Curves,
+    Ending,
+    data_statistics,
+    is_diverged,
+    read_metrics,
+    says_out_of_time,
+    why_ended,
+)
 from aiida_mlip.io.nequip_script import HISTORY_DIR, PACKAGE_FILE, PACKAGE_LOG, STATUS_FILE, STDERR, read_status
 from aiida_mlip.kernel.splits import Part
 from aiida_mlip.protocols.train import TrainSettings, train_settings
@@ -49,6 +57,8 @@ class NequipTrainParser(Parser):
             factor=settings.divergence_factor,
             epochs=settings.divergence_epochs,
         )
+        if ending is Ending.INTERRUPTED and self._was_stopped_by_monitor(curves, settings):
+            ending = Ending.DIVERGED
         status = read_status(self._text(STATUS_FILE))
         seen = data_statistics(log)
         summary = self._summary(settings, curves, ending, status, seen)
@@ -59,6 +69,14 @@ class NequipTrainParser(Parser):
         if no_package is not None and _was_interrupted(status):
             ending = Ending.INTERRUPTED if ending in (Ending.COMPLETED, Ending.STOPPED_EARLY) else ending
         return self._exit_code(ending, curves, summary, no_package, log, settings)
+
+    def _was_stopped_by_monitor(self, curves: Curves, settings: TrainSettings) -> bool:
+        """Whether a monitor saw it diverge: an epoch may come between its look and the end, and be better again."""
+        if "monitors" not in self.node.inputs:
+            return False
+        factor, epochs = settings.divergence_factor, settings.divergence_epochs
+        objective = curves.objective
+        return any(is_diverged(objective[:n], factor=factor, epochs=epochs) for n in range(1, len(objective) + 1))
 
     # -- outputs -----------------------------------------------------------------------------------------------
 
@@ -145,10 +163,10 @@ class NequipTrainParser(Parser):
             return known[ending]()
         if not len(curves):
             return codes.ERROR_NO_CHECKPOINT.format(reason=_last_line(log) or "no output at all")
-        if ending is Ending.INTERRUPTED:
-            return codes.ERROR_INCOMPLETE.format(epochs=epochs, reason=_last_line(log))
         if no_package is not None and says_out_of_time(log):
             return codes.ERROR_WALLTIME.format(epochs=epochs)
+        if ending is Ending.INTERRUPTED:
+            return codes.ERROR_INCOMPLETE.format(epochs=epochs, reason=_last_line(log))
         if no_package is not None:
             return codes.ERROR_NO_PACKAGE.format(reason=no_package)
         if seen is None and "restart_folder" not in self.node.inputs:  # a restart does not count again

@@ -263,7 +263,7 @@ STAGED = """
 structures: [cu.xyz]
 codes: {explore: aiida-mlip-explore@localhost}
 fidelities:
-  emt: {engine: ase, calculator: ase.calculators.emt.EMT}
+  emt: {engine: ase, calculator: ase.calculators.emt.EMT, arguments: {asap_cutoff: true}} # nobody else's settings
   two: {engine: qe, pseudo_family: nobody, ecutwfc_ry: 12, occupations: fixed}
 steps:
   - {generator: strain, per_parent: 3}
@@ -297,7 +297,8 @@ def alloy(tmp_path):
         images.append(cell)
     frames = from_ase(images, fidelity="emt")
     frames = frames.with_columns(cost=(36.0 * frames.natoms**1.5).astype("<f4"))
-    settings = settings_hashes({"emt": {"engine": "ase", "calculator": "ase.calculators.emt.EMT"}})
+    level = {"engine": "ase", "calculator": "ase.calculators.emt.EMT", "arguments": {"asap_cutoff": True}}
+    settings = settings_hashes({"emt": level})
     return DatasetData.from_frames(frames, settings=settings).store()
 
 

@@ -46,7 +46,7 @@ def test_setup_makes_everything_and_repeating_changes_nothing(bare_machine):
     assert said[1] == f"{MPIRUN} -np {{tot_num_mpiprocs}} False"
     assert "OMP_NUM_THREADS=1" in said[2]
     assert "binding_policy=none" in said[2]
-    assert said[3:] == ["6", "core.zeromq"]
+    assert said[3:] == ["7", "core.zeromq"]
 
     spec = bare_machine.folder / "spec.yaml"
     spec.write_text("steps: [{generator: dimer, species: [Si]}]")

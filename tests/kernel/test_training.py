@@ -23,7 +23,7 @@ def test_fidelity_is_the_only_one_or_the_chosen_one():
 
 def test_missing_labels_are_named():
     frames = emt_frames(4)
-    bare = frames.with_columns(energy=frames.energy * float("nan"))
+    bare = frames.with_columns(energy=frames.energy * float("nan"), forces=frames.forces * float("nan"))
     with pytest.raises(InvalidInputError, match="missing labels: none of the 4 rows"):
         split_for(bare, {"test": 0.1, "val": 0.1, "seed": 0}, members=1, fidelity=None)
 

@@ -34,16 +34,20 @@ def finished(aiida_profile) -> Campaign:
 
 
 @pytest.fixture(scope="module")
-def told(finished, tmp_path_factory):
-    """The report of the finished campaign, its page and its content, checked."""
-    return check_report(finished.root, tmp_path_factory.mktemp("told"))
+def told_in(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("told")
 
 
 @pytest.fixture(scope="module")
-def page_of(finished, told, tmp_path_factory) -> Path:
+def told(finished, told_in):
+    """The report of the finished campaign, its page and its content, checked."""
+    return check_report(finished.root, told_in)
+
+
+@pytest.fixture(scope="module")
+def page_of(finished, told, told_in) -> Path:
     """HTML file of the finished campaign."""
-    (path,) = tmp_path_factory.getbasetemp().glob(f"told*/{finished.root.pk}.html")
-    return path
+    return told_in / f"{finished.root.pk}.html"
 
 
 def by_key(content: dict) -> dict[str, dict]:
