@@ -77,7 +77,7 @@ def run(folder: Path, options: argparse.Namespace) -> dict:
         device="cpu",
         max_atoms=options.max_atoms,
         fragments=FragmentKeys(
-            core_radius_ang=4.5, buffer_ang=3.0, max_atoms=250, max_fragments=options.fragments, threshold=2.0
+            core_radius_ang=4.5, buffer_ang=1.6, max_atoms=250, max_fragments=options.fragments, threshold=2.0
         ),
         hosts=(host,),
     )
@@ -106,6 +106,9 @@ def report(folder: Path, answer: dict, positions: np.ndarray, edge: float) -> No
         if not record.get("accepted"):
             print(f"| refused, atom {record.get('centre', record.get('atom'))} | {record['reason'][:140]} |")
     done = [record for record in cut["fragments"] if record["accepted"]]
+    if not done:
+        print("| accepted | none: nothing to judge |")
+        return
     change = [abs(record["novelty_fragment"] / record["novelty_parent"] - 1) for record in done]
     print(f"| change of the centre's γ, mean / largest | {np.mean(change):.2%} / {np.max(change):.2%} |")
     print("| EMT force error (eV/Å), rms over fragments: centre / within 3 Å | "

@@ -22,7 +22,8 @@ def training_fidelity(frames: Frames, wanted: str | None = None) -> str:
     names = sorted({frames.fidelities[i] for i in index})
     if not names:
         raise InvalidInputError(
-            f"missing labels: none of the {len(frames)} rows carries an energy or forces at a named fidelity; label them first"
+            f"missing labels: none of the {len(frames)} rows carries an energy or forces at a named fidelity; "
+            "label them first"
         )
     if wanted is None:
         if len(names) > 1:
