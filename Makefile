@@ -59,7 +59,7 @@ system:
 # What runs the workflows; what develops and tests them as well.
 $(VENV)/.runs: pyproject.toml constraints.txt scripts/install-python.sh
 	@echo "environment: $(VENV)"
-	@scripts/install-python.sh aiida,nequip
+	@scripts/install-python.sh aiida,nequip,validation
 	@touch $@
 
 $(VENV)/.complete: $(VENV)/.runs

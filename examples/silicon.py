@@ -52,8 +52,9 @@ EXPLORE = {
 LEARN = {
     "mode": "fragments",
     "max_rounds": 1,
-    "labels_per_round": 4,
-    "fragment": {"core_radius_ang": 3.2, "buffer_ang": 1.4, "max_atoms": 40, "max_fragments": 2},  # 31 atoms
+    "labels_per_round": 2,
+    # 63 atoms, at Γ as dense in k-points as the cells of 8 above: another density would be another level of theory
+    "fragment": {"core_radius_ang": 4.0, "buffer_ang": 1.4, "max_atoms": 70, "max_fragments": 2},
 }
 # properties of the crystal, from the potential and from the same DFT
 VALIDATE = {"vacancy": None, "elastic": None, "dimer": None, "phonons": {"min_length_ang": 6.0}}

@@ -14,6 +14,7 @@ from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.protocols.model import check_name, validate_spec
 from aiida_mlip.protocols.targets import Targets
+from aiida_mlip.protocols.validate import parse_validate
 from aiida_mlip.workchains.active_learning import ActiveLearningWorkChain
 from aiida_mlip.workchains.active_learning_forecast import Forecast, forecast
 from aiida_mlip.workchains.generate import GenerateWorkChain
@@ -21,6 +22,7 @@ from aiida_mlip.workchains.label import LabelWorkChain
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 from aiida_mlip.workchains.train import TrainWorkChain
 from aiida_mlip.workchains.validate import ValidateWorkChain
+from aiida_mlip.workchains.validate_inputs import missing_library
 
 
 class DevelopWorkChain(SubmitOnceWorkChain):
@@ -436,4 +438,10 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
         return "nothing to work on: give `generate` (how to make frames), `dataset` (existing frames), or both"
     if "generate" in inputs and "dataset" in inputs:
         return "give either `generate` (frames to be made) or `dataset` (existing frames), not both"
+    if "settings" in (validation := inputs.get("validate") or {}):
+        try:
+            problem = missing_library(parse_validate(validation["settings"].get_dict()))
+        except InvalidInputError as error:
+            problem = str(error)
+        return None if problem is None else f"validate.{problem}"
     return None

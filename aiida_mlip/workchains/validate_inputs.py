@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from aiida_mlip.calculations.dynamics_inputs import check_potential
@@ -39,8 +40,17 @@ def validate_inputs(inputs: Mapping[str, Any], namespace: Any) -> str | None:
         return str(error)
 
 
+def missing_library(settings: ValidateSettings) -> str | None:
+    """What to install where a property needs a library that is not there."""
+    if settings.phonons is not None and find_spec("phonopy") is None:
+        return "settings.phonons: phonopy is not installed here; pip install '.[validation]', or set phonons to null"
+    return None
+
+
 def _problem(inputs: Mapping[str, Any]) -> str | None:
     settings = parse_validate(inputs["settings"].get_dict())
+    if problem := missing_library(settings):
+        return problem
     potentials, codes = inputs.get("potentials") or {}, inputs.get("codes") or {}
     levels = {name: inputs[name] for name in _ROLES if inputs.get(name)}
     if bool(potentials) == ("subject" in levels):
