@@ -39,6 +39,8 @@ CODES: dict[str, tuple[str, str, bool | None]] = {
 REUSED = "aiida.calculations:aiida_mlip.*"
 #: Functions that write their own uuid into what they make, which jobs then take as input.
 REUSED_FUNCTIONS = (
+    "aiida_mlip.calculations.functions.generate.generate",
+    "aiida_mlip.calculations.functions.generate_stages.generate_steps",
     "aiida_mlip.calculations.functions.fragment.carve_fragments",
     "aiida_mlip.calculations.functions.embedding.carve_ladder",
 )
