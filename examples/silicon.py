@@ -47,7 +47,7 @@ EXPLORE = {
     "record_every": 20,
     "selected_every": 20,
     "md": {"timestep_fs": 2, "schedule": [{"n_steps": 60, "temperature_k": 600}]},
-    "watch": {"every": 10, "novelty_stop": 8},
+    "watch": {"every": 10},
 }
 LEARN = {
     "mode": "fragments",
