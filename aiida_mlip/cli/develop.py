@@ -91,6 +91,7 @@ def _builder(spec: DevelopSpec, folder: Path) -> Any:  # Any: a ProcessBuilder
             "structures": _dataset(spec.validation.structures, folder),
             "settings": spec.validation.settings,
         },
+        promote=spec.promote,
     )
 
 

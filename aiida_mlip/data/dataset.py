@@ -191,6 +191,11 @@ class DatasetData(orm.Data):
         return list(self.base.attributes.get("fidelities"))
 
     @property
+    def n_labels(self) -> int:
+        """Labels, over all fidelities."""
+        return sum(entry["labelled"] for entry in self.base.attributes.get("fidelities").values())
+
+    @property
     def settings(self) -> dict[str, str]:
         """Settings hash per fidelity; empty for labels that came from elsewhere."""
         return {name: entry["settings"] for name, entry in self.base.attributes.get("fidelities").items()}

@@ -196,6 +196,11 @@ class Frames:
 
     # -- rows --------------------------------------------------------------------------------------------------
 
+    @property
+    def isolated(self) -> Bool[np.ndarray, "n"]:
+        """(n,) rows of one atom without any periodic direction."""
+        return np.asarray((self.natoms == 1) & ~self.pbc.any(axis=1))
+
     def atom_slice(self, row: int) -> slice:
         """Slice of the per-atom columns that belongs to a row."""
         return slice(int(self.offsets[row]), int(self.offsets[row + 1]))
@@ -486,7 +491,7 @@ def reference_energies(frames: Frames) -> Mapping[str, dict[str, float]]:
     from ase.data import chemical_symbols
 
     found: dict[str, dict[str, float]] = {}
-    isolated = (frames.natoms == 1) & ~frames.pbc.any(axis=1) & np.isfinite(frames.energy) & (frames.fidelity != NONE)
+    isolated = frames.isolated & np.isfinite(frames.energy) & (frames.fidelity != NONE)
     for row in np.flatnonzero(isolated):
         symbol = chemical_symbols[frames.numbers[frames.offsets[row]]]
         found.setdefault(frames.fidelities[frames.fidelity[row]], {})[symbol] = float(frames.energy[row])

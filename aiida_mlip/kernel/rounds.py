@@ -28,6 +28,7 @@ class Round:
     :param n_selected: of those, chosen under the budget.
     :param n_labelled: labels computed.
     :param n_failed: labels that failed.
+    :param n_promoted: frames chosen for the dear label.
     :param dft_core_hours: spent on labels.
     :param training_hours: spent on training, summed over the members.
     :param n_gate: labels computed to measure the embedding error.
@@ -50,6 +51,7 @@ class Round:
     n_gate: int = 0
     embedding_error: float | None = None
     missed: tuple[str, ...] | None = None
+    n_promoted: int = 0
 
     @property
     def trusted(self) -> float:

@@ -12,6 +12,8 @@
     select: {method: maxdet}     # see aiida_mlip.protocols.select; number and core-hours come from above
     fragment: {core_radius_ang: 5.0, buffer_ang: 3.0}     # see aiida_mlip.protocols.fragment
     gate: {n_fragments: 2}       # the embedding error is measured once, see aiida_mlip.protocols.gate; null: it is not
+    promote: {fraction: 0.1}     # with several fidelities: which frames get the dear label, see
+                                 # aiida_mlip.protocols.promote; left out: every frame is labelled at every fidelity
 """
 
 from __future__ import annotations
@@ -25,8 +27,11 @@ from aiida_mlip.kernel.rounds import Caps
 from aiida_mlip.protocols.fragment import FragmentSettings
 from aiida_mlip.protocols.gate import gate_settings
 from aiida_mlip.protocols.model import SpecModel, from_protocol, validate_spec
+from aiida_mlip.protocols.promote import PromoteSettings
 from aiida_mlip.protocols.select import parse_select
 
+#: Part of the budget that is kept for dear labels.
+_PROMOTION_SHARE: Final[float] = 0.5
 #: Part of the budget that measuring the embedding error may take, unless the gate says otherwise.
 _GATE_SHARE: Final[float] = 0.25
 
@@ -44,6 +49,7 @@ class ActiveLearningSettings(SpecModel):
     select: dict[str, Any] = Field(default_factory=dict)
     fragment: dict[str, Any] | None = None
     gate: dict[str, Any] | None = None
+    promote: dict[str, Any] | None = None
 
     @property
     def caps(self) -> Caps:
@@ -54,8 +60,16 @@ class ActiveLearningSettings(SpecModel):
         return Caps(self.max_rounds, self.dft_core_hours, self.training_hours, self.stalled_after)
 
     def selection(self, core_hours: float | None) -> dict[str, Any]:
-        """Specification of a selection under what is left of the budget."""
+        """Specification of a selection under what is left of the budget; half of it is kept for dear labels."""
+        if core_hours is not None and self.promote is not None:
+            core_hours *= 1.0 - _PROMOTION_SHARE
         return {**self.select, "max_frames": self.labels_per_round, "core_hours": core_hours}
+
+    def promotion(self, core_hours: float | None) -> dict[str, Any]:
+        """Specification of the dear labels of a round; ``core_hours`` is what is left for all labels of the round."""
+        given = dict(self.promote or {})
+        caps = [value for value in (core_hours, given.get("core_hours")) if value is not None]
+        return {**given, "core_hours": min(caps, default=None)}
 
     def measurement(self) -> dict[str, Any]:
         """Specification of the embedding gate: at most a quarter of the budget goes into it."""
@@ -79,6 +93,8 @@ def active_learning_settings(data: Any, *, where: str = "settings") -> ActiveLea
         _ = settings.caps
     except InvalidInputError as error:
         raise ProtocolError(f"{where}.{error}") from error
+    if settings.promote is not None:  # names of fidelities are checked with the fidelities
+        validate_spec(PromoteSettings, {"fidelity": "any", **settings.promote}, where=f"{where}.promote")
     for key in ("max_frames", "core_hours"):
         if key in settings.select:
             raise ProtocolError(f"{where}.select.{key}: given by labels_per_round and dft_core_hours, leave it out")

@@ -13,6 +13,7 @@
         - {generator: strain, per_parent: 14, linear: 0.04, keep: false}
         - {generator: rattle, parents: strain, per_parent: 5, amplitude_ang: [0.02, 0.2]}
     label: {max_concurrent: 2}
+    promote: {fraction: 0.1}           # of several fidelities: which frames get the last one's label; left out: all
     train: {committee: 4}
     active_learning:                   # left out: none
       hosts: {silicon: silicon.cif}    # crystals that fragments are completed to
@@ -88,6 +89,7 @@ class DevelopSpec(SpecModel):
         ``imports``, ``reference``, ``options``, ``max_concurrent`` (as in
         :class:`~aiida_mlip.protocols.generate.GenerateJob`).
     :param label: further inputs of the labelling, e.g. ``max_concurrent``, ``isolated_atoms``, ``options``.
+    :param promote: with several fidelities, see :mod:`aiida_mlip.protocols.promote`.
     :param train: settings, see :mod:`aiida_mlip.protocols.train`.
     :param train_options: scheduler options by ``train`` and ``evaluate``.
     :param active_learning: where simulations lead, see :class:`ActiveLearningJob`.
@@ -101,6 +103,7 @@ class DevelopSpec(SpecModel):
     fidelities: dict[str, dict[str, Any]]
     generate: dict[str, Any] = {}
     label: dict[str, Any] = {}
+    promote: dict[str, Any] | None = None
     train: dict[str, Any] = {}
     train_options: dict[str, dict[str, Any]] = {}
     active_learning: ActiveLearningJob | None = None

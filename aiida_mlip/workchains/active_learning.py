@@ -12,6 +12,7 @@ from aiida.engine import ExitCode, ToContext, if_, while_
 from aiida_mlip.calculations.functions.active_learning import (
     gather_candidates,
     plan_active_learning,
+    plan_promotion,
     plan_selection,
     record_round,
 )
@@ -24,11 +25,14 @@ from aiida_mlip.kernel.rounds import Round, may_train
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 from aiida_mlip.protocols.explore import resolved_spec
 from aiida_mlip.protocols.model import check_name
+from aiida_mlip.protocols.promote import joint_training
 from aiida_mlip.workchains.active_learning_forecast import forecast
-from aiida_mlip.workchains.active_learning_inputs import EXPLORATION, n_labels, validate_inputs, validate_settings
+from aiida_mlip.workchains.active_learning_inputs import EXPLORATION, validate_inputs, validate_settings
 from aiida_mlip.workchains.explore import ExploreWorkChain
 from aiida_mlip.workchains.fragment import FragmentWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
+from aiida_mlip.workchains.label_fidelities import LabelFidelitiesWorkChain
+from aiida_mlip.workchains.reasons import reason_of
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 from aiida_mlip.workchains.train import TrainWorkChain
 from aiida_mlip.workchains.validate import ValidateWorkChain
@@ -58,6 +62,13 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
             dynamic=True,
             required=False,
             help="A committee trained on the dataset, `member_<i>`: the first round begins with exploring.",
+        )
+        spec.input_namespace(
+            "joint_potentials",
+            valid_type=PotentialData,
+            dynamic=True,
+            required=False,
+            help="Of several fidelities, which those potentials are baked from: what the next training starts from.",
         )
         spec.input_namespace(
             "explorations",
@@ -144,6 +155,13 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         spec.output_namespace(
             "potentials", valid_type=PotentialData, required=False, dynamic=True, help="The last committee."
         )
+        spec.output_namespace(
+            "joint_potentials",
+            valid_type=PotentialData,
+            required=False,
+            dynamic=True,
+            help="Of several fidelities, which those are baked from.",
+        )
         spec.output("errors", valid_type=orm.Dict, required=False, help="Errors of the last training.")
         spec.output("embedding", valid_type=orm.Dict, required=False, help="Measured embedding error of fragments.")
         spec.output("properties", valid_type=orm.Dict, required=False, help="Properties of the last committee.")
@@ -172,7 +190,8 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         :param dataset: labelled frames to begin with.
         :param codes: ``explore``, ``train``, ``evaluate``, ``pw`` and/or ``ase`` for labels, and for fragments
             ``fragment``.
-        :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
+        :param fidelities: levels of theory, cheap first, see :mod:`aiida_mlip.protocols.fidelity`. Of several the
+            training learns from all, unless ``overrides`` say otherwise.
         :param explorations: by name ``structures`` (DatasetData) and ``spec`` (plain mapping, see
             :mod:`aiida_mlip.protocols.explore`; a `watch` with its defaults is added where there is none).
         :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
@@ -189,7 +208,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
             dataset,
             codes,
             protocol=protocol,
-            overrides=overrides.get("train"),
+            overrides=joint_training(overrides.get("train"), list(fidelities)),
             options=overrides.get("train_options"),
         )
         label = LabelWorkChain.get_builder_from_protocol(
@@ -221,6 +240,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         """Begin with what was given."""
         self.ctx.dataset = self.inputs.dataset.uuid
         self.ctx.potentials = {name: node.uuid for name, node in self.inputs.get("potentials", {}).items()}
+        self.ctx.joint = {name: node.uuid for name, node in self.inputs.get("joint_potentials", {}).items()}
         self.ctx.trained_on = self.ctx.dataset if self.ctx.potentials else None
         self.ctx.round = 0
         self.ctx.history = None
@@ -240,7 +260,9 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
 
     def plan(self) -> ExitCode | None:
         """Write the settings out, and what the campaign may take."""
-        result, node = plan_active_learning.run_get_node(self.inputs.settings, metadata={"call_link_label": "plan"})
+        result, node = plan_active_learning.run_get_node(
+            self.inputs.settings, self.inputs.label.fidelities, metadata={"call_link_label": "plan"}
+        )
         if not node.is_finished_ok:
             return self.exit_codes.ERROR_INVALID_INPUT.format(reason=node.exit_message)
         self.ctx.plan = {name: value.uuid for name, value in result.items()}
@@ -267,7 +289,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         inputs = AttributeDict(self.exposed_inputs(TrainWorkChain, "train"))
         inputs.dataset = orm.load_node(self.ctx.dataset)
         if self.ctx.potentials and self._settings["warm_start"]:
-            inputs.initial_potentials = self._potentials()
+            inputs.initial_potentials = self._joint_potentials() or self._potentials()
         label = self._label("train") if self.should_go_on() else "final_train"
         inputs.setdefault("metadata", AttributeDict())["call_link_label"] = label
         node = self.submit(TrainWorkChain, **inputs)
@@ -286,6 +308,8 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
             self.report(f"TrainWorkChain<{node.pk}> ended with exit status {node.exit_status}: {node.exit_message}")
             return self._end(self.exit_codes.ERROR_TRAIN_FAILED.format(number=self.ctx.round))
         self.ctx.potentials = {name: one.uuid for name, one in usable.items()}
+        joint = _outputs(node, "joint_potentials")
+        self.ctx.joint = {name: joint[name].uuid for name in usable if name in joint}
         self.ctx.trained_on = self.ctx.dataset
         return None
 
@@ -363,6 +387,8 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
                 inputs.gate = orm.load_node(gate)
                 inputs.reference = orm.load_node(self.ctx.dataset)
                 inputs.label = self.exposed_inputs(LabelWorkChain, "label")
+                if "cheap" in self.ctx.plan:
+                    inputs.label.fidelities = orm.load_node(self.ctx.plan["cheap"])
                 if self.ctx.errors is not None:
                     inputs.errors = orm.load_node(self.ctx.errors)
                 gate = None  # once
@@ -383,7 +409,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
                 self.ctx.graded[name] = grades
             if "label_summary" in outputs:
                 self.ctx.parts["labels_gate"] = outputs.label_summary.uuid
-            if "labelled" in outputs and n_labels(outputs.labelled):
+            if "labelled" in outputs and outputs.labelled.n_labels:
                 self.ctx.labelled["gate"] = outputs.labelled.uuid
             if "embedding" in outputs:
                 self.ctx.embedding = self.ctx.parts["embedding"] = outputs.embedding.uuid
@@ -418,10 +444,9 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         if "candidates" not in gathered:
             self.report(f"round {self.ctx.round}: all {counts['found']} candidates are labelled already")
             return None
-        spent = {"history": self.ctx.history, "labels_gate": self.ctx.parts.get("labels_gate")}
         plan, node = plan_selection.run_get_node(
             orm.load_node(self.ctx.plan["settings"]),
-            **{name: orm.load_node(uuid) for name, uuid in spent.items() if uuid is not None},
+            **self._spent(),
             metadata={"call_link_label": self._label("plan_selection")},
         )
         if not node.is_finished_ok:
@@ -444,13 +469,25 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         """Whether anything is to be labelled."""
         return bool(self.ctx.get("selected"))
 
-    def run_label(self) -> ToContext:
-        """Label what was chosen."""
-        inputs = AttributeDict(self.exposed_inputs(LabelWorkChain, "label"))
+    def run_label(self) -> ToContext | ExitCode:
+        """Label what was chosen; where there are several fidelities, a part of it at the dear one."""
+        process, inputs = LabelWorkChain, AttributeDict(self.exposed_inputs(LabelWorkChain, "label"))
+        if "cheap" in self.ctx.plan:
+            promote, node = plan_promotion.run_get_node(
+                orm.load_node(self.ctx.plan["settings"]),
+                **self._spent(),
+                metadata={"call_link_label": self._label("plan_promotion")},
+            )
+            if not node.is_finished_ok:
+                return self._end(self._failed_step(node))
+            process, inputs = LabelFidelitiesWorkChain, AttributeDict({"label": inputs, "promote": promote})
+            inputs.known = orm.load_node(self.ctx.dataset)
+            inputs.joint_potentials = self._joint_potentials()
+            inputs.codes = {"evaluate": self.inputs.train.codes.evaluate}
         inputs.dataset = orm.load_node(self.ctx.selected)
         inputs.setdefault("metadata", AttributeDict())["call_link_label"] = self._label("label")
-        node = self.submit(LabelWorkChain, **inputs)
-        self.report(f"round {self.ctx.round}: labelling {len(inputs.dataset)} frames: LabelWorkChain<{node.pk}>")
+        node = self.submit(process, **inputs)
+        self.report(f"round {self.ctx.round}: labelling {len(inputs.dataset)} frames: {node.process_label}<{node.pk}>")
         return ToContext(label=node)
 
     def inspect_label(self) -> None:
@@ -459,9 +496,11 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
         self.ctx.selected = None
         if "summary" in node.outputs:
             self.ctx.parts["labels"] = node.outputs.summary.uuid
+        if "allocation" in node.outputs:
+            self.ctx.parts["allocation"] = node.outputs.allocation.uuid
         if not node.is_finished_ok:
-            self.report(f"LabelWorkChain<{node.pk}> ended with exit status {node.exit_status}: {node.exit_message}")
-        if "dataset" in node.outputs and n_labels(node.outputs.dataset):
+            self.report(f"{reason_of(node)} (exit status {node.exit_status})")
+        if "dataset" in node.outputs and node.outputs.dataset.n_labels:
             self.ctx.labelled["selected"] = node.outputs.dataset.uuid
 
     def has_labels(self) -> bool:
@@ -542,18 +581,27 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
     def _potentials(self) -> dict[str, PotentialData]:
         return {name: orm.load_node(uuid) for name, uuid in self.ctx.potentials.items()}
 
+    def _joint_potentials(self) -> dict[str, PotentialData]:
+        return {name: orm.load_node(uuid) for name, uuid in self.ctx.joint.items()}
+
+    def _spent(self) -> dict[str, orm.Data]:
+        """What says how much of the budget is spent."""
+        spent = {"history": self.ctx.history, "labels_gate": self.ctx.parts.get("labels_gate")}
+        return {name: orm.load_node(uuid) for name, uuid in spent.items() if uuid is not None}
+
     def _label(self, stage: str) -> str:
         return f"round_{self.ctx.round:02d}_{stage}"
 
     def _failed_step(self, node: orm.ProcessNode) -> ExitCode:
-        reason = f"{node.process_label}<{node.pk}>: {node.exit_message or node.exception or node.process_state}"
-        return self.exit_codes.ERROR_STEP_FAILED.format(number=self.ctx.round, reason=reason)
+        return self.exit_codes.ERROR_STEP_FAILED.format(number=self.ctx.round, reason=reason_of(node))
 
     def _return_all(self) -> None:
         """Attach what was reached."""
         self.out("dataset", orm.load_node(self.ctx.dataset))
         for name, node in self._potentials().items():
             self.out(f"potentials.{name}", node)
+        for name, node in self._joint_potentials().items():
+            self.out(f"joint_potentials.{name}", node)
         for name in ("errors", "history", "embedding", "properties"):
             if self.ctx[name] is not None:
                 self.out(name, orm.load_node(self.ctx[name]))

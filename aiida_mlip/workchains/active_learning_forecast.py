@@ -14,6 +14,7 @@ from aiida_mlip.kernel.label_cost import fit_label_cost
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 from aiida_mlip.protocols.explore import parse_explore
 from aiida_mlip.protocols.fragment import FragmentSettings
+from aiida_mlip.protocols.promote import parse_promote
 from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workchains.label_inputs import settings_hashes
 
@@ -27,8 +28,8 @@ class Forecast:
     :param rounds: at most.
     :param labels: at most, those that measure the embedding error apart.
     :param largest: atoms of the largest frame that may be labelled.
-    :param core_hours: of all labels if every one is of the largest frame, by level of theory; without those of which
-        no cost is known.
+    :param core_hours: of all labels if every one is of the largest frame, by level of theory (of the dear one its part
+        of the frames); without those of which no cost is known.
     :param measured_in: pks of the datasets that the costs come from.
     :param core_hours_cap: what will not be exceeded; None: nothing was said.
     :param trainings: of one potential each, at most.
@@ -75,6 +76,10 @@ def forecast(inputs: Mapping[str, Any]) -> Forecast:
     largest = _largest(settings, explorations)
     labels = settings.max_rounds * settings.labels_per_round
     hashes = settings_hashes(inputs["label"]["fidelities"].get_dict())
+    part = dict.fromkeys(hashes, 1.0)
+    if settings.promote is not None:
+        dear = parse_promote(settings.promote, list(hashes))
+        part[dear.fidelity] = dear.fraction
     known = [each for each in measured_labels() if hashes.get(each.fidelity) == each.settings]
     members = train_settings(inputs["train"]["settings"].get_dict()).committee
     given = list((inputs.get("potentials") or {}).values())
@@ -82,7 +87,7 @@ def forecast(inputs: Mapping[str, Any]) -> Forecast:
         rounds=settings.max_rounds,
         labels=labels,
         largest=largest,
-        core_hours={each.fidelity: labels * _core_hours(each, largest) for each in known},
+        core_hours={each.fidelity: part[each.fidelity] * labels * _core_hours(each, largest) for each in known},
         measured_in=tuple(sorted({each.pk for each in known})),
         core_hours_cap=settings.dft_core_hours,
         trainings=members * (settings.max_rounds + (0 if given else 1)),

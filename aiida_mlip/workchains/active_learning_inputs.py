@@ -7,20 +7,16 @@ from typing import Any, Final
 
 from aiida import orm
 
-from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError
-from aiida_mlip.protocols.active_learning import active_learning_settings
+from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
+from aiida_mlip.protocols.promote import parse_promote
+from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workchains.label_inputs import settings_hashes
 
 #: Ports of one exploration.
 EXPLORATION: Final[tuple[str, ...]] = ("structures", "spec", "engine_input", "options")
 #: Ports of frames that were explored before.
 EXPLORED: Final[tuple[str, ...]] = ("frames", "grades")
-
-
-def n_labels(dataset: DatasetData) -> int:
-    """Labels in a dataset, over all fidelities."""
-    return sum(entry["labelled"] for entry in dataset.base.attributes.get("fidelities").values())
 
 
 def validate_settings(value: orm.Dict | None, _: Any) -> str | None:
@@ -54,10 +50,27 @@ def validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
             return f"explored.{name}: needs `frames` and `grades`, nothing else"
         if name not in explorations:
             return f"explored.{name}: no exploration has this name; there are {', '.join(sorted(explorations))}"
+    if (problem := _validate_promotion(settings, inputs)) is not None:
+        return problem
     for name, potential in (inputs.get("potentials") or {}).items():
         if not potential.has_grades:
             return f"potentials.{name}: it has no grades; leave it out, and the first round begins with training"
     return _validate_dataset(inputs)
+
+
+def _validate_promotion(settings: ActiveLearningSettings, inputs: Mapping[str, Any]) -> str | None:
+    """Dear labels are of a fidelity that there is, and that the training learns from beside the others."""
+    label, train = inputs.get("label") or {}, inputs.get("train") or {}
+    if settings.promote is None or "fidelities" not in label or "settings" not in train:
+        return None
+    try:
+        parse_promote(settings.promote, list(label["fidelities"].get_dict()), where="settings.promote")
+        joint = train_settings(train["settings"].get_dict()).multi_fidelity
+    except MlipError as error:
+        return str(error)
+    if joint is None:
+        return "train.settings.multi_fidelity: missing, settings.promote gives labels at several levels of theory"
+    return None
 
 
 def _validate_dataset(inputs: Mapping[str, Any]) -> str | None:
@@ -65,7 +78,7 @@ def _validate_dataset(inputs: Mapping[str, Any]) -> str | None:
     if "dataset" not in inputs:
         return None
     dataset, given = inputs["dataset"], inputs.get("label", {}).get("fidelities")
-    if not n_labels(dataset):
+    if not dataset.n_labels:
         return "dataset: has no labels; label it first"
     try:
         wanted = {} if given is None else settings_hashes(given.get_dict())

@@ -13,12 +13,15 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.protocols.model import check_name, validate_spec
+from aiida_mlip.protocols.promote import joint_training, parse_promote
 from aiida_mlip.protocols.targets import Targets
 from aiida_mlip.protocols.validate import parse_validate
 from aiida_mlip.workchains.active_learning import ActiveLearningWorkChain
 from aiida_mlip.workchains.active_learning_forecast import Forecast, forecast
 from aiida_mlip.workchains.generate import GenerateWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
+from aiida_mlip.workchains.label_fidelities import LabelFidelitiesWorkChain
+from aiida_mlip.workchains.reasons import reason_of
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 from aiida_mlip.workchains.train import TrainWorkChain
 from aiida_mlip.workchains.validate import ValidateWorkChain
@@ -47,11 +50,18 @@ class DevelopWorkChain(SubmitOnceWorkChain):
             help="Existing frames, labelled or not, instead of generated ones.",
         )
         spec.expose_inputs(LabelWorkChain, namespace="label", exclude=("dataset",))
+        spec.input(
+            "promote",
+            valid_type=orm.Dict,
+            required=False,
+            help="With several fidelities: which frames get the dear label, see `aiida_mlip.protocols.promote`; left "
+            "out: every frame is labelled at every fidelity.",
+        )
         spec.expose_inputs(TrainWorkChain, namespace="train", exclude=("dataset",))
         spec.expose_inputs(
             ActiveLearningWorkChain,
             namespace="active_learning",
-            exclude=("dataset", "potentials", "explored", "train", "label", "validate"),
+            exclude=("dataset", "potentials", "joint_potentials", "explored", "train", "label", "validate"),
             namespace_options={
                 "required": False,
                 "populate_defaults": False,
@@ -105,6 +115,14 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         spec.output_namespace(
             "potentials", valid_type=PotentialData, required=False, dynamic=True, help="The committee."
         )
+        spec.output_namespace(
+            "joint_potentials",
+            valid_type=PotentialData,
+            required=False,
+            dynamic=True,
+            help="Of several fidelities, which those are baked from.",
+        )
+        spec.output("allocation", valid_type=orm.Dict, required=False, help="Which frames got the dear label, and why.")
         spec.output("errors", valid_type=orm.Dict, required=False, help="Errors on train, validation and test frames.")
         spec.output("split", valid_type=orm.ArrayData, required=False, help="Which frame was used for what.")
         spec.output_namespace("parity", dynamic=True, required=False, help="Labels and predictions per member.")
@@ -152,13 +170,15 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         generate_inputs: Mapping[str, Any] | None = None,  # Any: nodes, or plain values of ports
         active_learning: Mapping[str, Any] | None = None,
         validate: Mapping[str, Any] | None = None,
+        promote: Mapping[str, Any] | None = None,
     ) -> Any:  # Any: a ProcessBuilder
         """Builder with defaults of a protocol.
 
         :param structures: seed structures, unlabelled frames.
         :param codes: ``pw`` and/or ``ase`` for labels, ``train`` and ``evaluate`` for the potential; ``metadynamics``
             and ``explore`` for stages of the generation; ``explore`` and ``fragment`` for active learning.
-        :param fidelities: levels of theory, see :mod:`aiida_mlip.protocols.fidelity`.
+        :param fidelities: levels of theory, cheap first, see :mod:`aiida_mlip.protocols.fidelity`. Of several the
+            training learns from all, for the last one, unless ``overrides`` say otherwise.
         :param protocol: ``fast``, ``moderate`` (default) or ``precise``.
         :param overrides: what differs from the protocol: ``generate`` (steps), ``label`` (ports, e.g.
             ``max_concurrent``), ``train`` (settings), ``train_options`` (scheduler options), ``targets``.
@@ -167,7 +187,9 @@ class DevelopWorkChain(SubmitOnceWorkChain):
             name a crystal), as
             :meth:`~aiida_mlip.workchains.active_learning.ActiveLearningWorkChain.get_builder_from_protocol` takes them.
         :param validate: ``structures`` (crystals, a dataset or structure) and ``settings`` (what differs from the
-            protocol, see :mod:`aiida_mlip.protocols.validate`). The first of ``fidelities`` is the reference.
+            protocol, see :mod:`aiida_mlip.protocols.validate`). The reference is the dear one of ``fidelities``.
+        :param promote: of several fidelities, which frames get the dear label, see :mod:`aiida_mlip.protocols.promote`;
+            None: every frame is labelled at every fidelity.
         :raises InvalidInputError: unknown protocol or key.
         """
         overrides = overrides or {}
@@ -177,6 +199,7 @@ class DevelopWorkChain(SubmitOnceWorkChain):
             check_name("key", key, ["options", *LabelWorkChain.spec().inputs], where="overrides.label")
         if missing := {"train", "evaluate"} - set(codes):
             raise InvalidInputError(f"codes: {', '.join(sorted(missing))} missing; got {', '.join(sorted(codes))}")
+        train = joint_training(overrides.get("train"), list(fidelities))
         builder = cls.get_builder()
         stages: dict[str, Any] = {
             "generate": GenerateWorkChain.get_builder_from_protocol(
@@ -198,31 +221,34 @@ class DevelopWorkChain(SubmitOnceWorkChain):
                 dataset=structures,
                 codes={name: codes[name] for name in ("train", "evaluate")},
                 protocol=protocol,
-                overrides=overrides.get("train"),
+                overrides=train,
                 options=overrides.get("train_options"),
             ),
         }
         if active_learning is not None:
             for key in active_learning:
                 check_name("key", key, ["explorations", "settings", "hosts"], where="active_learning")
+            chosen = active_learning.get("settings", {})
             stages["active_learning"] = learning = ActiveLearningWorkChain.get_builder_from_protocol(
                 structures,
                 codes=codes,
                 fidelities=fidelities,
                 explorations=active_learning.get("explorations", {}),
                 protocol=protocol,
-                overrides={"settings": active_learning.get("settings", {})},
+                overrides={
+                    "settings": {**({} if promote is None else {"promote": dict(promote)}), **chosen},
+                },
             )
             if hosts := active_learning.get("hosts"):
                 learning.hosts = dict(hosts)
         if validate is not None:
             for key in validate:
                 check_name("key", key, ["structures", "settings"], where="validate")
-            first = next(iter(fidelities))
+            target = train.get("fidelity", list(fidelities)[-1])
             stages["validate"] = ValidateWorkChain.get_builder_from_protocol(
                 validate["structures"],
                 codes=codes,
-                reference={first: fidelities[first]},
+                reference={target: fidelities[target]},
                 protocol=protocol,
                 overrides=validate.get("settings"),
                 label={key: value for key, value in overrides.get("label", {}).items() if key in _OF_REFERENCE},
@@ -234,6 +260,8 @@ class DevelopWorkChain(SubmitOnceWorkChain):
             if name == "active_learning":
                 inputs = {key: value for key, value in inputs.items() if key not in ("train", "label")}
             builder[name] = inputs
+        if promote is not None:
+            builder.promote = orm.Dict(parse_promote(promote, list(fidelities)).model_dump())
         if targets := overrides.get("targets"):
             builder.targets = orm.Dict(dict(targets))
         return builder
@@ -279,24 +307,27 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         return None
 
     def run_label(self) -> ToContext:
-        """Label every frame at every fidelity."""
-        inputs = AttributeDict(self.exposed_inputs(LabelWorkChain, "label"))
+        """Label every frame at every fidelity, or a part of them at the dear one."""
+        process, inputs = LabelWorkChain, AttributeDict(self.exposed_inputs(LabelWorkChain, "label"))
+        if "promote" in self.inputs:
+            process, inputs = LabelFidelitiesWorkChain, AttributeDict({"label": inputs, "promote": self.inputs.promote})
         inputs.dataset = orm.load_node(self.ctx.dataset)
-        inputs.metadata.call_link_label = "label"
-        node = self.submit(LabelWorkChain, **inputs)
-        self.report(f"labelling {len(inputs.dataset)} frames: LabelWorkChain<{node.pk}>")
+        inputs.setdefault("metadata", AttributeDict())["call_link_label"] = "label"
+        node = self.submit(process, **inputs)
+        self.report(f"labelling {len(inputs.dataset)} frames: {node.process_label}<{node.pk}>")
         return ToContext(label=node)
 
     def inspect_label(self) -> ExitCode | None:
         """Take the labels; too many failures end the run after what was computed is returned."""
         node = self.ctx.label
         self._reach("label_summary", node, "summary")
+        self._reach("allocation", node)
         self._reach("dataset", node)
         if "dataset" in node.outputs:
             self.ctx.dataset = node.outputs.dataset.uuid
         if node.is_finished_ok:
             return None
-        self.report(f"LabelWorkChain<{node.pk}> failed with exit status {node.exit_status}: {node.exit_message}")
+        self.report(f"{reason_of(node)} (exit status {node.exit_status})")
         if "dataset" in node.outputs:
             return self._end(self.exit_codes.ERROR_LABEL_INCOMPLETE)
         return self._end(self.exit_codes.ERROR_LABEL_FAILED)
@@ -313,7 +344,7 @@ class DevelopWorkChain(SubmitOnceWorkChain):
     def inspect_train(self) -> ExitCode | None:
         """Take the potentials, their errors and curves."""
         node = self.ctx.train
-        for name in ("potentials", "errors", "split", "parity", "curves"):
+        for name in ("potentials", "joint_potentials", "errors", "split", "parity", "curves"):
             self._reach(name, node)
         if node.is_finished_ok:
             return None
@@ -331,6 +362,9 @@ class DevelopWorkChain(SubmitOnceWorkChain):
         inputs = AttributeDict(self.exposed_inputs(ActiveLearningWorkChain, "active_learning"))
         inputs.dataset = orm.load_node(self.ctx.dataset)
         inputs.potentials = {name: node for name, node in self.ctx.train.outputs.potentials.items() if node.has_grades}
+        if "joint_potentials" in self.ctx.train.outputs:
+            joint = self.ctx.train.outputs.joint_potentials
+            inputs.joint_potentials = {name: joint[name] for name in inputs.potentials if name in joint}
         inputs.train = self.exposed_inputs(TrainWorkChain, "train")
         inputs.label = self.exposed_inputs(LabelWorkChain, "label")
         inputs.setdefault("metadata", AttributeDict())["call_link_label"] = "active_learning"
@@ -341,7 +375,7 @@ class DevelopWorkChain(SubmitOnceWorkChain):
     def inspect_active_learning(self) -> ExitCode | None:
         """Take what it learned; that it did not come to its end within the budget is a finding, not a failure."""
         node = self.ctx.active_learning
-        for name in ("dataset", "potentials", "errors", "history", "embedding"):
+        for name in ("dataset", "potentials", "joint_potentials", "errors", "history", "embedding"):
             self._reach(name, node)
         if node.is_finished_ok or node.exit_status in _UNCERTAIN:
             self.report(f"active learning: {node.outputs.history['verdict']}: {node.outputs.history['evidence']}")
@@ -438,6 +472,11 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
         return "nothing to work on: give `generate` (how to make frames), `dataset` (existing frames), or both"
     if "generate" in inputs and "dataset" in inputs:
         return "give either `generate` (frames to be made) or `dataset` (existing frames), not both"
+    if "promote" in inputs and "fidelities" in inputs.get("label", {}):
+        try:
+            parse_promote(inputs["promote"].get_dict(), list(inputs["label"]["fidelities"].get_dict()))
+        except InvalidInputError as error:
+            return str(error)
     if "settings" in (validation := inputs.get("validate") or {}):
         try:
             problem = missing_library(parse_validate(validation["settings"].get_dict()))

@@ -20,6 +20,7 @@ from aiida_mlip.protocols.gate import gate_settings
 from aiida_mlip.protocols.model import validate_spec
 from aiida_mlip.workchains.explore import ONE_CORE
 from aiida_mlip.workchains.label import LabelWorkChain
+from aiida_mlip.workchains.reasons import reason_of
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 
 
@@ -154,7 +155,7 @@ class FragmentWorkChain(SubmitOnceWorkChain):
             metadata={"call_link_label": "carve_ladder"},
         )
         if not node.is_finished_ok:
-            return self.exit_codes.ERROR_CARVE_FAILED.format(reason=_why(node))
+            return self.exit_codes.ERROR_CARVE_FAILED.format(reason=reason_of(node))
         self.ctx.ladder = outputs["summary"].uuid
         self._take(outputs)
         return None
@@ -185,9 +186,9 @@ class FragmentWorkChain(SubmitOnceWorkChain):
         """Take the fragments that were accepted."""
         node = self.ctx.relaxed
         if "summary" not in node.outputs:
-            return self.exit_codes.ERROR_RELAX_FAILED.format(reason=_why(node))
+            return self.exit_codes.ERROR_RELAX_FAILED.format(reason=reason_of(node))
         if not node.is_finished_ok:
-            self.report(f"{_why(node)}; what was done is taken")
+            self.report(f"{reason_of(node)}; what was done is taken")
         self.ctx.accepted = node.outputs.summary.uuid
         for entry in node.outputs.summary["fragments"]:
             if not entry["accepted"]:
@@ -206,7 +207,7 @@ class FragmentWorkChain(SubmitOnceWorkChain):
         """Take the labels there are."""
         node = self.ctx.labels
         if not node.is_finished_ok:
-            self.report(_why(node))
+            self.report(reason_of(node))
         if "summary" in node.outputs:
             self.out("label_summary", node.outputs.summary)
         if "dataset" in node.outputs:
@@ -231,7 +232,7 @@ class FragmentWorkChain(SubmitOnceWorkChain):
             metadata={"call_link_label": "measure_embedding"},
         )
         if not node.is_finished_ok:
-            return self.exit_codes.ERROR_CARVE_FAILED.format(reason=_why(node))
+            return self.exit_codes.ERROR_CARVE_FAILED.format(reason=reason_of(node))
         self.out("embedding", outputs["embedding"])
         self.out("settings", outputs["settings"])
         self.ctx.settings, self.ctx.accepted = outputs["settings"].uuid, None
@@ -256,7 +257,7 @@ class FragmentWorkChain(SubmitOnceWorkChain):
             metadata={"call_link_label": "carve"},
         )
         if not node.is_finished_ok:
-            return self.exit_codes.ERROR_CARVE_FAILED.format(reason=_why(node))
+            return self.exit_codes.ERROR_CARVE_FAILED.format(reason=reason_of(node))
         self.out("summary", outputs["summary"])
         for refusal in outputs["summary"]["refused"]:
             self.report(f"no fragment around atom {refusal['atom']}: {refusal['reason']}")
@@ -277,10 +278,6 @@ class FragmentWorkChain(SubmitOnceWorkChain):
     def _take(self, outputs: Mapping[str, orm.Data]) -> None:
         there = "fragments" in outputs
         self.ctx.fragments = [outputs["fragments"].uuid, outputs["grades"].uuid] if there else None
-
-
-def _why(node: orm.ProcessNode) -> str:
-    return f"{node.process_label}<{node.pk}>: {node.exit_message or node.exception or node.process_state}"
 
 
 def _validate_settings(value: orm.Dict | None, _: Any) -> str | None:

@@ -10,6 +10,7 @@ import numpy as np
 from aiida import orm
 from aiida.engine import ExitCode, calcfunction
 
+from aiida_mlip.calculations.functions.promote import core_hours
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.fragments.fragment import Region
@@ -17,6 +18,7 @@ from aiida_mlip.kernel.frames import Frames, concatenate, id_keys
 from aiida_mlip.kernel.rounds import Round, judge, left_for_labels
 from aiida_mlip.kernel.splits import ALWAYS_TRAINED
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
+from aiida_mlip.protocols.promote import parse_promote
 
 #: Array of grades: estimated error of the force on each atom (eV/Å).
 ERROR: Final[str] = "error_ev_per_ang"
@@ -26,17 +28,22 @@ _WATCHED: Final[frozenset[str]] = frozenset({"novelty", "error"})
 
 
 @calcfunction
-def plan_active_learning(settings: orm.Dict) -> dict[str, orm.Data] | ExitCode:
+def plan_active_learning(settings: orm.Dict, fidelities: orm.Dict | None = None) -> dict[str, orm.Data] | ExitCode:
     """Settings with all defaults written out, and those of the cutting of fragments where it is wanted.
 
-    :returns: ``settings`` and, in the mode ``fragments``, ``fragment`` and where it is wanted ``gate``; exit code 200
-        with the reason.
+    :param fidelities: levels of theory, cheap first; needed where some frames are promoted to the dear one.
+    :returns: ``settings``; in the mode ``fragments`` ``fragment`` and where it is wanted ``gate``; where frames are
+        promoted ``cheap``, the fidelities of all frames. Exit code 200 with the reason.
     """
     try:
         full = active_learning_settings(settings.get_dict())
+        outputs: dict[str, orm.Data] = {"settings": orm.Dict(full.model_dump())}
+        if full.promote is not None:
+            every = {} if fidelities is None else fidelities.get_dict()
+            dear = parse_promote(full.promote, list(every), where="settings.promote").fidelity
+            outputs["cheap"] = orm.Dict({name: spec for name, spec in every.items() if name != dear})
     except MlipError as error:
         return ExitCode(200, str(error))
-    outputs: dict[str, orm.Data] = {"settings": orm.Dict(full.model_dump())}
     if full.mode == "fragments":
         outputs["fragment"] = orm.Dict(full.fragment)
         if full.gate is not None:
@@ -100,11 +107,20 @@ def plan_selection(
     :param labels_gate: summary of labels of this round that measured the embedding error: they are paid for.
     """
     full = _full(settings)
-    left = left_for_labels(_rounds(history), full.caps)
-    if left is not None and labels_gate is not None:
-        spent = sum(entry["core_seconds"] for entry in labels_gate["fidelities"].values()) / _HOUR
-        left = max(0.0, left - spent)
-    return orm.Dict(full.selection(left))
+    return orm.Dict(full.selection(_left(full, history, labels_gate)))
+
+
+@calcfunction
+def plan_promotion(
+    settings: orm.Dict, history: orm.Dict | None = None, labels_gate: orm.Dict | None = None
+) -> orm.Dict:
+    """Specification of the dear labels of a round, see :mod:`aiida_mlip.protocols.promote`.
+
+    :param history: of the rounds before.
+    :param labels_gate: summary of labels of this round that measured the embedding error: they are paid for.
+    """
+    full = _full(settings)
+    return orm.Dict(full.promotion(_left(full, history, labels_gate)))
 
 
 @calcfunction
@@ -117,7 +133,8 @@ def record_round(
     :param history: of the rounds before.
     :param parts: ``errors`` and ``training_<i>`` of the training, ``exploration_<name>`` summaries, ``found_<name>``
         frames, ``counts`` of the candidates, ``selection``, ``labels`` and ``labels_gate`` (those of the gate),
-        ``embedding`` and ``properties`` (verdict of a validation), as far as the round has them.
+        ``allocation`` (of the dear labels), ``embedding`` and ``properties`` (verdict of a validation), as far as the
+        round has them.
     :returns: ``rounds`` (see :class:`aiida_mlip.kernel.rounds.Round`), ``verdict`` and ``evidence``.
     """
     full = _full(settings)
@@ -134,10 +151,11 @@ def record_round(
         n_selected=parts["selection"]["n_selected"] if "selection" in parts else 0,
         n_labelled=sum(entry["frames"] - entry["failed"] - entry["not_run"] for entry in labels),
         n_failed=sum(entry["failed"] for entry in labels),
+        n_promoted=parts["allocation"]["n_chosen"] if "allocation" in parts else 0,
         n_gate=sum(entry["frames"] - entry["failed"] - entry["not_run"] for entry in of_gate),
         embedding_error=parts["embedding"]["measured_ev_per_ang"] if "embedding" in parts else None,
         missed=tuple(parts["properties"]["missed"]) if "properties" in parts else None,
-        dft_core_hours=sum(entry["core_seconds"] for entry in (*labels, *of_gate)) / _HOUR,
+        dft_core_hours=sum(core_hours(parts[name]) for name in ("labels", "labels_gate") if name in parts),
         training_hours=sum(
             (node["wall_seconds"] or 0) / _HOUR for name, node in parts.items() if name.startswith("training_")
         ),
@@ -148,6 +166,14 @@ def record_round(
 
 def _full(settings: orm.Dict) -> ActiveLearningSettings:
     return ActiveLearningSettings.model_validate(settings.get_dict())
+
+
+def _left(full: ActiveLearningSettings, history: orm.Dict | None, labels_gate: orm.Dict | None) -> float | None:
+    """Core-hours that the labels of this round may still take; None: no limit."""
+    left = left_for_labels(_rounds(history), full.caps)
+    if left is None or labels_gate is None:
+        return left
+    return max(0.0, left - core_hours(labels_gate))
 
 
 def _rounds(history: orm.Dict | None) -> list[Round]:
