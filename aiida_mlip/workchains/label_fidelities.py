@@ -9,6 +9,7 @@ from aiida import orm
 from aiida.common import AttributeDict
 from aiida.engine import ExitCode, ToContext, if_
 
+from aiida_mlip.calculations.functions.allocate import account_for_labels
 from aiida_mlip.calculations.functions.dataset import merge_datasets
 from aiida_mlip.calculations.functions.promote import divide_fidelities, join_summaries, plan_dear_labels
 from aiida_mlip.data.dataset import DatasetData
@@ -77,6 +78,9 @@ class LabelFidelitiesWorkChain(SubmitOnceWorkChain):
         spec.output("summary", valid_type=orm.Dict, required=False, help="Computed, reused, failed, core-seconds.")
         spec.output("allocation", valid_type=orm.Dict, required=False, help="Which frames were promoted, and why.")
 
+        spec.output(
+            "spent", valid_type=orm.Dict, required=False, help="What the dear labels cost against the forecast."
+        )
         spec.exit_code(310, "ERROR_NO_LABELS", message="No label was computed. {reason}")
         spec.exit_code(410, "ERROR_CHEAP_INCOMPLETE", message="Cheap labels failed; the rest is returned. {reason}")
         spec.exit_code(
@@ -177,6 +181,14 @@ class LabelFidelitiesWorkChain(SubmitOnceWorkChain):
         if not node.is_finished_ok:
             self.ctx.problem = reason_of(node)
             self.report(self.ctx.problem)
+        if "dear" in self.ctx.labelled:
+            spent = account_for_labels(
+                self.ctx.allocate.outputs.report,
+                node.outputs.dataset,
+                node.outputs.summary,
+                metadata={"call_link_label": "account_for_labels"},
+            )
+            self.out("spent", spent)
 
     def finalize(self) -> ExitCode | None:
         """Return all labels and what they cost."""

@@ -151,7 +151,7 @@ def record_round(
         n_selected=parts["selection"]["n_selected"] if "selection" in parts else 0,
         n_labelled=sum(entry["frames"] - entry["failed"] - entry["not_run"] for entry in labels),
         n_failed=sum(entry["failed"] for entry in labels),
-        n_promoted=parts["allocation"]["n_chosen"] if "allocation" in parts else 0,
+        n_promoted=parts["allocation"]["n_selected"] if "allocation" in parts else 0,
         n_gate=sum(entry["frames"] - entry["failed"] - entry["not_run"] for entry in of_gate),
         embedding_error=parts["embedding"]["measured_ev_per_ang"] if "embedding" in parts else None,
         missed=tuple(parts["properties"]["missed"]) if "properties" in parts else None,
