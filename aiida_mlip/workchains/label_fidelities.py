@@ -78,9 +78,7 @@ class LabelFidelitiesWorkChain(SubmitOnceWorkChain):
         spec.output("summary", valid_type=orm.Dict, required=False, help="Computed, reused, failed, core-seconds.")
         spec.output("allocation", valid_type=orm.Dict, required=False, help="Which frames were promoted, and why.")
 
-        spec.output(
-            "spent", valid_type=orm.Dict, required=False, help="What the dear labels cost against the forecast."
-        )
+        spec.output("spent", valid_type=orm.Dict, required=False, help="Cost of the dear labels against the forecast.")
         spec.exit_code(310, "ERROR_NO_LABELS", message="No label was computed. {reason}")
         spec.exit_code(410, "ERROR_CHEAP_INCOMPLETE", message="Cheap labels failed; the rest is returned. {reason}")
         spec.exit_code(
