@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-import numpy as np
 from aiida import orm
 from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
@@ -14,12 +13,14 @@ from aiida.engine import CalcJob
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.training_jobs import config_of, continued_jobs, time_budget_of
-from aiida_mlip.errors import InvalidInputError, MlipError
+from aiida_mlip.data.training_set import TrainingSet, earlier_job, training_set
+from aiida_mlip.errors import MlipError
 from aiida_mlip.io.extxyz import write_extxyz
 from aiida_mlip.io.nequip_config import (
     CHECKPOINT_DIR,
     CONFIG_FILE,
     LAST_CHECKPOINT,
+    LEVEL,
     METRICS_FILE,
     TRAIN_FILE,
     VAL_FILE,
@@ -42,14 +43,17 @@ from aiida_mlip.io.nequip_script import (
     after_training,
     before_training,
 )
-from aiida_mlip.kernel.frames import Frames
-from aiida_mlip.kernel.reference_energies import fit_reference_energies, isolated_energies, rms_force
-from aiida_mlip.kernel.splits import Part
+from aiida_mlip.io.training_levels import LEVELS_FILE
+from aiida_mlip.kernel.reference_energies import rms_force
+from aiida_mlip.kernel.training import labels_of
 from aiida_mlip.protocols.train import TrainSettings, train_settings
 
 
 class NequipTrainCalculation(CalcJob):
     """Train one NequIP potential on the training part of a dataset.
+
+    With ``multi_fidelity`` in the settings the potential is a joint one of several levels of theory, and with its
+    method ``pooled`` one for the target that has seen the others too.
 
     Entry point ``aiida_mlip.nequip_train``. The code is ``nequip-train`` by its absolute path; ``nequip-package`` is
     looked for beside it. Training ends by itself before the walltime, leaves checkpoints in the remote folder, and
@@ -118,17 +122,21 @@ class NequipTrainCalculation(CalcJob):
     def prepare_for_submission(self, folder: Folder) -> CalcInfo:
         """Write configuration and frames, and say what to copy, run and retrieve."""
         settings = train_settings(self.inputs.settings.get_dict())
-        train, val = training_frames(self.inputs.dataset, self.inputs.split, settings)
-        copies, start = self._starting_point(folder, settings)
-        data = self._training_data(train, val, settings)
+        given = training_set(self.inputs, settings)
+        copies, start = self._starting_point(folder, settings, new_references=given.new_references)
+        data = _training_data(given)
         values = settings.model_dump()
         values["model"]["cutoff_ang"] = self._cutoff(settings)
         config = nequip_config(values, data, seed=settings.seed + settings.member, start=start)
         with folder.open(CONFIG_FILE, "w", encoding="utf-8") as handle:
             handle.write(config_text(config))
-        for name, frames in ((TRAIN_FILE, train), (VAL_FILE, val)):
+        for name, frames in ((TRAIN_FILE, given.train), (VAL_FILE, given.val)):
+            levels = {LEVEL: given.level_indices(frames)} if given.levels else None
             with folder.open(name, "w", encoding="utf-8") as handle:
-                write_extxyz(frames, handle, nan_missing=True, lineage=False)
+                write_extxyz(frames, handle, nan_missing=True, lineage=False, info=levels)
+        if given.levels is not None:
+            with folder.open(LEVELS_FILE, "w", encoding="utf-8") as handle:
+                handle.write(given.levels.text())
 
         code = CodeInfo()
         code.code_uuid = self.inputs.code.uuid
@@ -159,40 +167,15 @@ class NequipTrainCalculation(CalcJob):
         ]
         return info
 
-    def _training_data(self, train: Frames, val: Frames, settings: TrainSettings) -> TrainingData:
-        """Species, reference energies and force scale of the training frames, and what both parts have labels of."""
-        fidelity = str(train.fidelities[train.fidelity[0]])
-        species = tuple(self.inputs.dataset.species)
-        if "initial_potential" in self.inputs:
-            species = tuple(self.inputs.initial_potential.species)
-        elif (earlier := self._earlier_config()) is not None:
-            species = tuple(earlier["model_type_names"])
-        references = reference_energies_of(self.inputs.dataset, train, species, settings, fidelity)
-        return TrainingData(
-            species=species,
-            reference_energies=references,
-            force_scale_ev_per_ang=rms_force(train),
-            with_energy=all(bool(np.isfinite(frames.energy).any()) for frames in (train, val)),
-            with_forces=all(bool(np.isfinite(frames.forces).any()) for frames in (train, val)),
-            with_stress=all(bool(np.isfinite(frames.stress).any()) for frames in (train, val)),
-        )
-
-    def _earlier_config(self) -> dict[str, Any] | None:
-        """Configuration of the training whose weights this one starts from, if that was one of ours."""
-        for port in ("restart_folder", "initial_folder"):
-            if port in self.inputs and isinstance(job := self.inputs[port].creator, orm.CalcJobNode):
-                return config_of(job)
-        return None
-
     def _cutoff(self, settings: TrainSettings) -> float:
         """Cutoff (Å) of the model: weights that are given bring their own."""
         if "initial_potential" in self.inputs:
             return float(self.inputs.initial_potential.cutoff_ang)
-        earlier = self._earlier_config()
-        return settings.model.cutoff_ang if earlier is None else cutoff_of(earlier)
+        earlier = earlier_job(self.inputs)
+        return settings.model.cutoff_ang if earlier is None else cutoff_of(config_of(earlier))
 
     def _starting_point(
-        self, folder: Folder, settings: TrainSettings
+        self, folder: Folder, settings: TrainSettings, *, new_references: bool
     ) -> tuple[list[tuple[str, str, str]], TrainingStart]:
         """Remote copies to make, and where the weights come from; paths keep their names through all restarts."""
         copies: list[tuple[str, str, str]] = []
@@ -213,6 +196,7 @@ class NequipTrainCalculation(CalcJob):
             checkpoint=checkpoint,
             initial_checkpoint=initial_checkpoint,
             initial_package=initial_package,
+            new_references=new_references,
             max_time_s=self._time_budget(settings),
         )
 
@@ -229,43 +213,18 @@ class NequipTrainCalculation(CalcJob):
         return budget
 
 
-# -- from nodes to arrays --------------------------------------------------------------------------------------
-
-
-def training_frames(dataset: DatasetData, split: orm.ArrayData, settings: TrainSettings) -> tuple[Frames, Frames]:
-    """Training and validation frames of one member.
-
-    :raises InvalidInputError: the split belongs to another dataset, lacks the member, or leaves a part empty.
-    """
-    name = f"member_{settings.member}"
-    if name not in split.get_arraynames():
-        raise InvalidInputError(f"the split has no {name}; it has {sorted(split.get_arraynames())}")
-    frames = dataset.frames()
-    if not np.array_equal(split.get_array("frame_id"), frames.frame_id):
-        raise InvalidInputError(
-            f"the split <{split.uuid}> is not one of this dataset <{dataset.uuid}>: its frame ids differ"
-        )
-    parts = split.get_array(name)
-    chosen = tuple(frames.take(parts == part) for part in (Part.TRAIN, Part.VAL))
-    for part, selected in zip(("training", "validation"), chosen, strict=True):
-        if len(selected) == 0:
-            raise InvalidInputError(f"{name} of the split has no {part} frames")
-        if len(np.unique(selected.fidelity)) > 1 or (selected.fidelity < 0).any():
-            raise InvalidInputError(f"the {part} frames of {name} are not all labelled at one fidelity")
-    return chosen[0], chosen[1]
-
-
-def reference_energies_of(
-    dataset: DatasetData, train: Frames, species: tuple[str, ...], settings: TrainSettings, fidelity: str
-) -> dict[str, float]:
-    """Energy shifts of the model (eV per atom): isolated atoms where known, and a fit to the training frames.
-
-    :raises InvalidInputError: ``reference: isolated``, but the dataset lacks an isolated atom.
-    """
-    prior = dataset.reference_energies.get(fidelity, {})
-    if settings.reference == "isolated":
-        return isolated_energies(prior, species, fidelity)
-    return fit_reference_energies(train, species, prior=prior)
+def _training_data(given: TrainingSet) -> TrainingData:
+    """Species, reference energies, force scale, and what the parts have labels of."""
+    labels = labels_of(given.train)
+    return TrainingData(
+        species=given.species,
+        reference_energies=given.reference_energies,
+        force_scale_ev_per_ang=rms_force(given.train),
+        with_energy="energy" in labels,
+        with_forces="forces" in labels,
+        with_stress="stress" in labels,
+        validated=labels_of(given.val),
+    )
 
 
 # -- files of the job ---------------------------------------------------------------------------------------------
@@ -329,12 +288,7 @@ def _validate_inputs(value: Any, _: Any) -> str | None:
     if any(port not in value for port in ("dataset", "split", "settings")):
         return None
     try:
-        settings = train_settings(value["settings"].get_dict())
-        train, _val = training_frames(value["dataset"], value["split"], settings)
-        species = tuple(value["dataset"].species)
-        if "initial_potential" in value:
-            value["initial_potential"].check_species(species)
-        reference_energies_of(value["dataset"], train, species, settings, train.fidelities[train.fidelity[0]])
+        training_set(value, train_settings(value["settings"].get_dict()))
     except MlipError as error:
         return str(error)
     return None

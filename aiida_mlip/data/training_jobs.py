@@ -8,6 +8,7 @@ import yaml
 from aiida import orm
 
 from aiida_mlip.io.nequip_config import CONFIG_FILE, time_limit_of
+from aiida_mlip.io.training_levels import LEVELS_FILE, TrainingLevels
 
 
 def continued_jobs(folder: orm.RemoteData) -> list[orm.CalcJobNode]:
@@ -26,6 +27,17 @@ def config_of(job: orm.CalcJobNode) -> dict[str, Any]:
     return config
 
 
+def levels_of(job: orm.CalcJobNode) -> TrainingLevels | None:
+    """Levels of theory of a training on several; None where it was on one.
+
+    :raises FileFormatError: the job's record of them was damaged.
+    """
+    if LEVELS_FILE not in job.base.repository.list_object_names():
+        return None
+    text = job.base.repository.get_object_content(LEVELS_FILE)
+    return TrainingLevels.from_text(text, source=f"{LEVELS_FILE} of {job.process_label}<{job.pk}>")
+
+
 def time_budget_of(job: orm.CalcJobNode) -> int:
     """Seconds of training after which a training stops itself, those it continued included; 0: no limit."""
     return time_limit_of(config_of(job))
@@ -33,7 +45,9 @@ def time_budget_of(job: orm.CalcJobNode) -> int:
 
 def reference_energies_of(job: orm.CalcJobNode, fidelity: str) -> dict[str, float]:
     """Energy shifts (eV per atom) of the model that a training started from; empty when not known."""
-    shifts = config_of(job)["training_module"]["model"].get("per_type_energy_shifts")
+    model = config_of(job)["training_module"]["model"]
+    changed = model.get("modifiers", [{}])[0]  # shifts of a package, replaced for another level of theory
+    shifts = changed.get("shifts", model.get("per_type_energy_shifts"))
     if isinstance(shifts, dict):
         return {str(symbol): float(value) for symbol, value in shifts.items()}
     if "initial_potential" in job.inputs:

@@ -3,7 +3,9 @@
 Facts of NequIP heeded here: only the first training dataset is trained on, so there is exactly one file; labels that
 are missing are NaN and every loss and metric ignores NaN; an exponential moving average is validated every epoch, else
 its checkpoints are wrong. The number of frames and atoms that the training loader really sees is made a data statistic
-(``num_frames``, ``num_atoms``), which ``nequip-train`` prints: :mod:`aiida_mlip.io.nequip_output` reads it back.
+(``num_frames``, ``num_atoms``), which ``nequip-train`` prints: :mod:`aiida_mlip.io.nequip_output` reads it back. With
+several levels of theory each frame carries the index of its own (``dataset``), and the frames of each level are counted
+(``num_frames_<index>``).
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ TRAIN_FILE: Final[str] = "train.xyz"
 VAL_FILE: Final[str] = "val.xyz"
 CHECKPOINT_DIR: Final[str] = "checkpoints"
 METRICS_FILE: Final[str] = "logs/metrics.csv"
+#: Info key of a frame's level of theory, and the field of NequIP by which a model is told.
+LEVEL: Final[str] = "dataset"
 LAST_CHECKPOINT: Final[str] = f"{CHECKPOINT_DIR}/last.ckpt"
 #: The name of a best checkpoint carries its value of :data:`MONITOR`, so that those of a restart can be compared.
 BEST_PATTERN: Final[str] = "best_{val0_epoch/weighted_sum:014.7f}_{epoch:06d}"
@@ -38,9 +42,10 @@ class TrainingData:
     :param species: chemical symbols in the order of the model's types.
     :param reference_energies: eV per symbol: the energy shifts of the model.
     :param force_scale_ev_per_ang: rms force of the training frames: the energy scale of the model.
-    :param with_energy: training and validation frames have energies.
-    :param with_forces: training and validation frames have forces.
-    :param with_stress: training and validation frames have stresses.
+    :param with_energy: training frames have energies.
+    :param with_forces: training frames have forces.
+    :param with_stress: training frames have stresses.
+    :param validated: labels of the validation frames, of ``energy``, ``forces``, ``stress``; nothing: the same ones.
     """
 
     species: tuple[str, ...]
@@ -49,6 +54,7 @@ class TrainingData:
     with_energy: bool
     with_forces: bool
     with_stress: bool
+    validated: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,14 @@ class TrainingStart:
     :param checkpoint: go on with exactly this checkpoint (epoch, optimizer, moving average).
     :param initial_checkpoint: new training that starts from the weights of this checkpoint.
     :param initial_package: new training that starts from the weights of this package.
+    :param new_references: the energy shifts of that package are replaced: it was trained at another level of theory.
     :param max_time_s: seconds after which training ends by itself, those of the continued run included.
     """
 
     checkpoint: str | None = None
     initial_checkpoint: str | None = None
     initial_package: str | None = None
+    new_references: bool = False
     max_time_s: int | None = None
 
     def __post_init__(self) -> None:
@@ -89,7 +97,12 @@ def nequip_config(
     start = start or TrainingStart()
     weights = _loss_weights(settings["loss"], data)
     # errors are monitored, their squares minimised: the roots of the weights make the two agree
-    monitored = {name: math.sqrt(weight) for name, weight in weights.items()}
+    errors = {name: math.sqrt(weight) for name, weight in weights.items()}
+    monitored = {name: error for name, error in errors.items() if data.validated is None or name in data.validated}
+    if not any(monitored.values()):
+        raise InvalidInputError(
+            f"the validation frames lack every label that the loss {dict(settings['loss'])} asks for"
+        )
     config: dict[str, Any] = {
         "run": ["train"],
         "model_type_names": list(data.species),
@@ -100,9 +113,9 @@ def nequip_config(
             "ema_decay": settings["ema_decay"],
             "loss": _metrics(weights, "MeanSquaredError"),
             "val_metrics": _metrics(monitored, "RootMeanSquaredError"),
-            "train_metrics": _metrics(monitored, "RootMeanSquaredError"),
+            "train_metrics": _metrics(errors, "RootMeanSquaredError"),
             **_optimizer_section(settings),
-            "model": _model_section(settings["model"], data, seed, start),
+            "model": _model_section(settings, data, seed, start),
         },
     }
     if start.checkpoint:
@@ -111,6 +124,8 @@ def nequip_config(
         raise InvalidInputError("nequip.trainer.max_time cannot be set: use time_limit_s, which knows about restarts")
     config = _override(config, settings["nequip"])
     _check(config)
+    if settings["multi_fidelity"] and config["data"].get("include_keys") != [LEVEL]:
+        raise InvalidInputError("nequip.data.include_keys cannot be set: it says of which level of theory a frame is")
     return config
 
 
@@ -144,7 +159,7 @@ def time_limit_of(config: Mapping[str, Any]) -> int:
 
 
 def _loss_weights(loss: Mapping[str, float], data: TrainingData) -> dict[str, float]:
-    """Weights of what is labelled in both parts: a part without any stress would have an error of NaN."""
+    """Weights of what the training frames have: a label that none has would have an error of NaN."""
     weights = {}
     if data.with_energy:
         weights["energy"] = loss["energy"]
@@ -183,12 +198,14 @@ def _data_section(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
     loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": settings["batch_size"], "num_workers": 0}
     frames = {"_target_": "nequip.data.PerAtomModifier", "field": "num_atoms"}  # one for every frame
     total = {"_target_": "torchmetrics.SumMetric"}
+    levels = settings["multi_fidelity"]
     return {
         "_target_": "nequip.data.datamodule.ASEDataModule",
         "seed": seed,
         "train_file_path": TRAIN_FILE,
         "val_file_path": VAL_FILE,
         "ase_args": {"format": "extxyz"},
+        **({"include_keys": [LEVEL]} if levels else {}),
         "transforms": [
             {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "model_type_names": _TYPES},
             {
@@ -210,8 +227,21 @@ def _data_section(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
                     "field": {"_target_": "nequip.data.NumNeighbors"},
                     "metric": {"_target_": "nequip.data.Mean"},
                 },
+                *(_count_of_level(index) for index in range(len(levels["fidelities"]) if levels else 0)),
             ],
         },
+    }
+
+
+def _count_of_level(index: int) -> dict[str, Any]:
+    """Statistic: frames at one level of theory that the training loader sees."""
+    is_level = {"_target_": "torch.eq", "_partial_": True, "other": index}
+    count = {"_target_": "torchmetrics.SumMetric"}
+    transformer = "torchmetrics.wrappers.LambdaInputTransformer"
+    return {
+        "name": f"num_frames_{index}",
+        "field": LEVEL,
+        "metric": {"_target_": transformer, "wrapped_metric": count, "transform_pred": is_level},
     }
 
 
@@ -301,12 +331,18 @@ def _optimizer_section(settings: Mapping[str, Any]) -> dict[str, Any]:
     return section
 
 
-def _model_section(model: Mapping[str, Any], data: TrainingData, seed: int, start: TrainingStart) -> dict[str, Any]:
+def _model_section(settings: Mapping[str, Any], data: TrainingData, seed: int, start: TrainingStart) -> dict[str, Any]:
+    shifts = {symbol: float(value) for symbol, value in data.reference_energies.items() if symbol in data.species}
     if start.initial_checkpoint:
         return {"_target_": "nequip.model.ModelFromCheckpoint", "checkpoint_path": start.initial_checkpoint}
     if start.initial_package:
-        return {"_target_": "nequip.model.ModelFromPackage", "package_path": start.initial_package}
-    return {
+        package = {"_target_": "nequip.model.ModelFromPackage", "package_path": start.initial_package}
+        if not start.new_references:
+            return package
+        change = {"modifier": "modify_PerTypeScaleShift", "shifts": shifts}
+        return {"_target_": "nequip.model.modify", "modifiers": [change], "model": package}
+    model, levels = settings["model"], settings["multi_fidelity"]
+    section = {
         "_target_": "nequip.model.NequIPGNNModel",
         "seed": seed,
         "model_dtype": model["dtype"],
@@ -315,8 +351,13 @@ def _model_section(model: Mapping[str, Any], data: TrainingData, seed: int, star
         **{key: value for key, value in model.items() if key not in ("cutoff_ang", "dtype")},
         "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
         "per_type_energy_scales": float(data.force_scale_ev_per_ang),
-        "per_type_energy_shifts": {symbol: float(data.reference_energies[symbol]) for symbol in data.species},
+        "per_type_energy_shifts": shifts,
     }
+    if levels and levels["method"] == "embedding":
+        last = len(levels["fidelities"]) - 1
+        embed = {"field": LEVEL, "num_features": levels["num_features"], "min": 0, "max": last}
+        section["categorical_graph_field_embed"] = [embed]
+    return section
 
 
 def _override(base: Any, over: Mapping[str, Any], *, path: Sequence[str] = ()) -> dict[str, Any]:

@@ -29,7 +29,9 @@ CURVES: Final[dict[str, str]] = {
     "val0_epoch/weighted_sum": "val_objective",
 }
 OBJECTIVE: Final[str] = "val_objective"
-_STATISTIC: Final[re.Pattern[str]] = re.compile(r"stats_manager\].*\b(num_frames|num_atoms|num_neighbors_mean): (\S+)")
+_STATISTIC: Final[re.Pattern[str]] = re.compile(
+    r"stats_manager\].*\b(num_frames(?:_\d+)?|num_atoms|num_neighbors_mean): (\S+)"
+)
 _OUT_OF_MEMORY: Final[re.Pattern[str]] = re.compile(
     r"out of memory|OutOfMemoryError|can't allocate memory|Cannot allocate memory|\bMemoryError\b|oom-kill|"
     r"std::bad_alloc|CUBLAS_STATUS_ALLOC_FAILED|Exceeded .*memory limit",
@@ -143,7 +145,10 @@ def is_diverged(objective: Sequence[float] | np.ndarray, *, factor: float, epoch
 
 
 def data_statistics(log: str) -> dict[str, float]:
-    """What ``nequip-train`` printed of its training data: ``num_frames``, ``num_atoms``, ``num_neighbors_mean``."""
+    """What ``nequip-train`` printed of its training data: ``num_frames``, ``num_atoms``, ``num_neighbors_mean``.
+
+    With several levels of theory also ``num_frames_<index>`` for each.
+    """
     return {name: float(value) for name, value in _STATISTIC.findall(log)}
 
 

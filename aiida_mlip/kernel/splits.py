@@ -4,6 +4,10 @@ A row is *usable* when it carries an energy or a force and is not an isolated at
 the model, exactly reproduced). Groups are put in the order of a hash of (seed, group key) and dealt out in that order,
 so that a split does not depend on the order of rows and changes little when rows are added. Rows of the group
 :data:`ALWAYS_TRAINED` are not dealt out.
+
+With several levels of theory the rows at one of them, the *target*, are dealt out exactly as if there were no others;
+rows at the others get the part of their group, so that nothing is trained on whose frame is tested on at any level.
+Groups without a row at the target are trained on only.
 """
 
 from __future__ import annotations
@@ -60,10 +64,10 @@ class Split:
         return [{name: int((row == Part[name.upper()]).sum()) for name in PART_NAMES} for row in self.parts]
 
 
-def usable_rows(frames: Frames, fidelity: str | None = None) -> Bool[np.ndarray, "n"]:
+def usable_rows(frames: Frames, fidelity: str | Sequence[str] | None = None) -> Bool[np.ndarray, "n"]:
     """(n,) rows that can be trained or tested on: labelled (at ``fidelity``), not failed, and no isolated atom.
 
-    :param fidelity: name of the level of theory; nothing: any.
+    :param fidelity: name of the level of theory, or several; nothing: any.
     :raises InvalidInputError: no row carries that fidelity.
     """
     finite = np.isfinite(frames.forces).all(axis=1)
@@ -71,7 +75,8 @@ def usable_rows(frames: Frames, fidelity: str | None = None) -> Bool[np.ndarray,
     isolated = (frames.natoms == 1) & ~frames.pbc.any(axis=1)
     keep = (frames.labelled | any_force) & ~isolated & (frames.failure == 0) & (frames.fidelity != NONE)
     if fidelity is not None:
-        keep &= frames.fidelity == frames.fidelity_index(fidelity)
+        names = [fidelity] if isinstance(fidelity, str) else fidelity
+        keep &= np.isin(frames.fidelity, [frames.fidelity_index(name) for name in names])
     return np.asarray(keep)
 
 
@@ -121,6 +126,7 @@ def split_frames(
     group_by: GroupBy = "lineage",
     bag: float = 1.0,
     fidelity: str | None = None,
+    others: Sequence[str] = (),
 ) -> Split:
     """Parts of all rows for a committee: one test part for all, a validation part of its own for each member.
 
@@ -131,24 +137,29 @@ def split_frames(
     :param members: M.
     :param group_by: see :func:`group_rows`.
     :param bag: fraction of the groups left over that each member trains on.
-    :param fidelity: only rows of this level of theory are used.
+    :param fidelity: only rows of this level of theory are dealt out: the target.
+    :param others: further levels, whose rows get the part of their group, and are trained on where it has none.
     :raises InvalidInputError: no labelled rows, or too few groups for the parts asked for.
     """
     if not (0.0 <= test < 1.0 and 0.0 < val < 1.0 and test + val < 1.0):
         raise InvalidInputError(f"fractions must satisfy 0 <= test, 0 < val, test + val < 1; got {test} and {val}")
-    usable = usable_rows(frames, fidelity)
-    if not usable.any():
+    dealt = usable_rows(frames, fidelity)
+    if not dealt.any():
         at = f" at fidelity {fidelity!r}" if fidelity else ""
         raise InvalidInputError(f"none of the {len(frames)} rows carries labels{at} that could be trained on")
+    usable = dealt | usable_rows(frames, others) if others else dealt
     group = np.where(usable, group_rows(frames, group_by=group_by), NONE)
     pinned = np.unique(group[usable & (frames.group_id == ALWAYS_TRAINED).all(axis=1)])
-    numbers = np.setdiff1d(group[usable], pinned)
+    numbers = np.setdiff1d(group[dealt], pinned)
+    further = np.setdiff1d(group[usable], np.concatenate([numbers, pinned]))
     needed = 2 + (test > 0.0)
     if len(numbers) < needed:
-        raise InvalidInputError(_too_few(frames, usable, len(numbers), needed, group_by))
-    keys = _group_keys(frames, group, numbers)
-    sizes = {int(number): int((group == number).sum()) for number in numbers}
-    n = int(usable.sum())
+        raise InvalidInputError(_too_few(frames, dealt, len(numbers), needed, group_by))
+    # named and sized by the rows at the target alone: other rows change nothing of what becomes of these
+    target = np.where(dealt, group, NONE)
+    keys, more = _group_keys(frames, target, numbers), _group_keys(frames, group, further)
+    sizes = dict(zip(*(found.tolist() for found in np.unique(target, return_counts=True)), strict=True))
+    n = int(dealt.sum())
 
     order = _order(keys, f"test-{seed}")
     tested = _take(order, sizes, test * n, reserve=2) if test > 0.0 else []
@@ -157,16 +168,32 @@ def split_frames(
     parts[:, np.isin(group, tested)] = Part.TEST
     used: set[int] = set()
     for member in range(members):
-        own = _order({number: keys[number] for number in rest}, f"member-{seed}-{member}")
+        salt = f"member-{seed}-{member}"
+        own = _order({number: keys[number] for number in rest}, salt)
         # validation parts of the members overlap only when the groups run out
         fresh = [number for number in own if number not in used] + [number for number in own if number in used]
         validated = _take(fresh, sizes, val * n, reserve=1)
         used.update(validated)
         trained = [number for number in own if number not in set(validated)]
-        trained = trained[: max(1, round(bag * len(trained)))]
+        trained = trained[: max(1, round(bag * len(trained)))] + _order(more, salt)[: round(bag * len(more))]
         parts[member, np.isin(group, validated)] = Part.VAL
         parts[member, np.isin(group, trained) | np.isin(group, pinned)] = Part.TRAIN
     return Split(frame_id=frames.frame_id, parts=parts, group=group)
+
+
+def repetition(n_target: int, n_others: int, share: float) -> int:
+    """How often each row at the target is seen in an epoch, for it to have about this share of the frames.
+
+    The whole number r >= 1 next to share/(1 - share)·n_others/n_target, so that all rows at the target count alike.
+
+    :param n_target: rows at the target.
+    :param n_others: rows at other levels of theory.
+    :param share: wanted r·n_target / (r·n_target + n_others), below 1; 0: none.
+
+    >>> repetition(20, 200, 1 / 3)
+    5
+    """
+    return max(1, round(share / (1.0 - share) * n_others / n_target)) if n_target else 1
 
 
 def _too_few(frames: Frames, usable: np.ndarray, found: int, needed: int, group_by: GroupBy) -> str:

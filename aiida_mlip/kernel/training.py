@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
+
+import numpy as np
 
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.frames import NONE, Frames
-from aiida_mlip.kernel.splits import PART_NAMES, Split, split_frames
+from aiida_mlip.kernel.splits import PART_NAMES, Part, Split, repetition, split_frames
 
 ErrorTable: TypeAlias = dict[str, Any]
+#: Labels that a training can use: columns of frames, and keys of the weights of the loss.
+LABELS: Final[tuple[str, ...]] = ("energy", "forces", "stress")
 
 
 def training_fidelity(frames: Frames, wanted: str | None = None) -> str:
@@ -36,13 +40,99 @@ def training_fidelity(frames: Frames, wanted: str | None = None) -> str:
     return wanted
 
 
-def split_for(frames: Frames, split: Mapping[str, Any], *, members: int, fidelity: str | None) -> Split:
-    """Split of the rows labelled at the training fidelity.
+def split_for(
+    frames: Frames,
+    split: Mapping[str, Any],
+    *,
+    members: int,
+    fidelity: str | None,
+    fidelities: Sequence[str] = (),
+) -> Split:
+    """Split of the rows labelled at the training fidelity, and of those at further ones.
 
     :param split: ``seed``, ``test``, ``val``, ``group_by``, ``bag``, see :func:`aiida_mlip.kernel.splits.split_frames`.
-    :raises InvalidInputError: missing labels, an ambiguous fidelity, too few groups.
+    :param fidelities: all levels of theory of a training on several, ``fidelity`` among them.
+    :raises InvalidInputError: missing labels, an ambiguous fidelity, too few groups; a level that a member has no
+        rows of to train on.
     """
-    return split_frames(frames, members=members, fidelity=training_fidelity(frames, fidelity), **split)
+    target = training_fidelity(frames, fidelity)
+    others = [training_fidelity(frames, name) for name in fidelities if name != target]
+    found = split_frames(frames, members=members, fidelity=target, others=others, **split)
+    for member in range(members) if others else ():
+        for name, count in training_counts(frames, found.parts[member], fidelities).items():
+            if count == 0:
+                raise InvalidInputError(
+                    f"member {member} has no row at fidelity {name!r} to train on: all share their frames or groups "
+                    f"with rows at {target!r} that are tested or validated on; label further frames at {name!r}"
+                )
+    return found
+
+
+def training_counts(frames: Frames, parts: np.ndarray, fidelities: Sequence[str]) -> dict[str, int]:
+    """Rows to train on at each level of theory.
+
+    :param parts: (n,) :class:`~aiida_mlip.kernel.splits.Part` of every row for one member.
+    """
+    names = np.array([*frames.fidelities, ""], dtype=object)[frames.fidelity]
+    return {name: int(((parts == Part.TRAIN) & (names == name)).sum()) for name in fidelities}
+
+
+def joint_parts(
+    frames: Frames, parts: np.ndarray, *, target: str, fidelities: Sequence[str], share: float
+) -> tuple[Frames, Frames, int]:
+    """What a training on several levels of theory sees: training rows, validation rows, and their repetition.
+
+    :param parts: (n,) part of every row for one member.
+    :param target: level whose rows are repeated and validated on.
+    :param fidelities: all levels.
+    :param share: see :func:`aiida_mlip.kernel.splits.repetition`.
+    :returns: rows to train on at any level, each once; rows at the target to validate on; how often each training row
+        at the target is seen in an epoch.
+    :raises InvalidInputError: rows at a level that is not named.
+    """
+    train, val = (frames.take(parts == part) for part in (Part.TRAIN, Part.VAL))
+    if unknown := {frames.fidelities[i] if i >= 0 else None for i in np.unique(train.fidelity)} - set(fidelities):
+        raise InvalidInputError(
+            f"the split trains on rows at {sorted(map(str, unknown))}, which is none of {fidelities}"
+        )
+    val = val.take(val.fidelity == val.fidelity_index(target))
+    n_target = int((train.fidelity == train.fidelity_index(target)).sum())
+    return train, val, repetition(n_target, len(train) - n_target, share)
+
+
+def repeated(frames: Frames, target: str, times: int) -> Frames:
+    """Rows with those at one level of theory ``times`` times, one after the other."""
+    at = frames.fidelity == frames.fidelity_index(target)
+    return frames.take(np.repeat(np.arange(len(frames)), np.where(at, times, 1)))
+
+
+def labels_of(frames: Frames) -> frozenset[str]:
+    """Names of the labels that any of the rows carries: ``energy``, ``forces``, ``stress``."""
+    return frozenset(name for name in LABELS if np.isfinite(getattr(frames, name)).any())
+
+
+def check_labels(train: Frames, val: Frames, loss: Mapping[str, float]) -> None:
+    """Make sure that there is something to learn, and to judge what was learned by.
+
+    :param train: all rows to train on.
+    :param val: rows to validate on.
+    :param loss: weight of each label.
+    :raises InvalidInputError: forces are wanted and no training row has any; nothing wanted is known of the validation
+        rows.
+    """
+    if loss["forces"] > 0.0 and "forces" not in labels_of(train):
+        raise InvalidInputError(
+            f"none of the {len(train)} training rows has forces, but the loss weighs them with {loss['forces']:g}: "
+            "energies alone hardly decide the forces of a potential; label forces at one fidelity at least, or say "
+            "'loss: {forces: 0}' to train on energies alone"
+        )
+    wanted = {name for name, weight in loss.items() if weight > 0.0}
+    for rows, part in ((train, "training"), (val, "validation")):
+        if not wanted & labels_of(rows):
+            raise InvalidInputError(
+                f"the {len(rows)} {part} rows lack every label that the loss {dict(loss)} asks for; they have "
+                f"{', '.join(sorted(labels_of(rows))) or 'none'}"
+            )
 
 
 def tabulate_errors(reports: Mapping[str, Mapping[str, Any]]) -> ErrorTable:

@@ -12,7 +12,7 @@ from aiida.engine import ExitCode
 from aiida.parsers import Parser
 
 from aiida_mlip.data.potential import PotentialData
-from aiida_mlip.data.training_jobs import config_of, reference_energies_of
+from aiida_mlip.data.training_jobs import config_of, levels_of, reference_energies_of
 from aiida_mlip.errors import FileFormatError, MlipError
 from aiida_mlip.io.nequip_config import METRICS_FILE, cutoff_of
 from aiida_mlip.io.nequip_output import (
@@ -25,7 +25,8 @@ from aiida_mlip.io.nequip_output import (
     why_ended,
 )
 from aiida_mlip.io.nequip_script import HISTORY_DIR, PACKAGE_FILE, PACKAGE_LOG, STATUS_FILE, STDERR, read_status
-from aiida_mlip.kernel.splits import Part
+from aiida_mlip.io.training_levels import TrainingLevels
+from aiida_mlip.kernel.splits import Part, repetition
 from aiida_mlip.protocols.train import TrainSettings, train_settings
 
 #: Exit status of a shell's command from which on a signal has ended it.
@@ -104,16 +105,40 @@ class NequipTrainParser(Parser):
             "exit_status_train": int(status["train"]) if status.get("train", "").isdigit() else None,
             "wall_seconds": int(status["seconds"]) if status.get("seconds", "").isdigit() else None,
         }
+        if (levels := levels_of(self.node)) is not None:
+            summary.update(self._level_summary(settings, levels, parts, seen))
         if (best := curves.best) is not None:
             summary["best_epoch"] = int(curves.epoch[best])
             summary["best"] = curves.at(best)
         return summary
 
+    def _level_summary(
+        self, settings: TrainSettings, levels: TrainingLevels, parts: np.ndarray, seen: dict[str, float]
+    ) -> dict[str, Any]:
+        """Frames per level of theory: rows of the split, frames of an epoch as they should be, frames seen."""
+        names, target = self.node.inputs.dataset.column("fidelity"), levels.target
+        rows = {name: int(((parts == Part.TRAIN) & (names == name)).sum()) for name in levels.fidelities}
+        times = repetition(rows[target], sum(rows.values()) - rows[target], settings.target_share)
+        counts = {}
+        for index, name in enumerate(levels.fidelities):
+            found = seen.get(f"num_frames_{index}")
+            counts[name] = {
+                "rows": rows[name],
+                "frames_per_epoch": rows[name] * (times if name == target else 1),
+                "frames_seen": None if found is None else int(found),
+            }
+        return {
+            "target": target,
+            "method": "embedding" if levels.joint else "pooled",
+            "repetition": times,
+            "fidelities": counts,
+            "frames_val": int(((parts == Part.VAL) & (names == target)).sum()),
+        }
+
     def _package(self, config: dict[str, Any], summary: dict[str, Any], settings: TrainSettings) -> str | None:
         """Attach the potential; why not, if there is none."""
         if PACKAGE_FILE not in self._names(""):
             return _last_line(self._text(PACKAGE_LOG)) or "nequip-package was not reached"
-        fidelity = self._fidelity(settings)
         try:
             with self.retrieved.base.repository.open(PACKAGE_FILE, "rb") as package:
                 potential = PotentialData.from_package(
@@ -121,15 +146,32 @@ class NequipTrainParser(Parser):
                     engine="nequip",
                     species=config["model_type_names"],
                     cutoff_ang=cutoff_of(config),
-                    fidelities=[fidelity],
-                    reference_energies={fidelity: reference_energies_of(self.node, fidelity)},
                     metrics={"validation": summary.get("best", {}), "best_epoch": summary.get("best_epoch")},
                     source=f"{PACKAGE_FILE} of NequipTrainCalculation<{self.node.pk}>",
+                    **self._energies(settings),
                 )
         except MlipError as error:
             return str(error)
         self.out("potential", potential)
         return None
+
+    def _energies(self, settings: TrainSettings) -> dict[str, Any]:
+        """Levels of theory and reference energies of the potential."""
+        levels = levels_of(self.node)
+        if levels is not None and levels.joint:
+            return {
+                "fidelities": levels.fidelities,
+                "joint": True,
+                "reference_energies": levels.reference_energies,
+                "energy_shifts": levels.energy_shifts,
+            }
+        if levels is not None:
+            return {
+                "fidelities": [levels.target],
+                "reference_energies": {levels.target: levels.reference_energies[levels.target]},
+            }
+        fidelity = self._fidelity(settings)
+        return {"fidelities": [fidelity], "reference_energies": {fidelity: reference_energies_of(self.node, fidelity)}}
 
     def _fidelity(self, settings: TrainSettings) -> str:
         parts = self.node.inputs.split.get_array(f"member_{settings.member}")
@@ -150,7 +192,7 @@ class NequipTrainParser(Parser):
     ) -> ExitCode | None:
         """The most specific code; none when all is well."""
         codes, epochs = self.exit_codes, summary["epochs"]
-        seen, expected = summary["frames_seen"], summary["frames_train"]
+        seen, expected = _frames_seen(summary), _frames_expected(summary)
         if seen is not None and seen != expected:
             return codes.ERROR_FRAMES_MISMATCH.format(seen=seen, expected=expected)
         known = {
@@ -200,6 +242,29 @@ def _curves_node(curves: Curves) -> orm.ArrayData:
     for name, values in curves.values.items():
         node.set_array(name, values)
     return node
+
+
+def _frames_seen(summary: Mapping[str, Any]) -> int | str | None:
+    """Frames that the loader has seen, by level of theory where there are several; None: not known."""
+    if "fidelities" not in summary or summary["frames_seen"] is None:
+        seen: int | None = summary["frames_seen"]
+        return seen
+    return _by_level(summary, "frames_seen", total=summary["frames_seen"])
+
+
+def _frames_expected(summary: Mapping[str, Any]) -> int | str:
+    """Frames that the split has, repetitions counted."""
+    if "fidelities" not in summary:
+        return int(summary["frames_train"])
+    total = sum(counts["frames_per_epoch"] for counts in summary["fidelities"].values())
+    return _by_level(summary, "frames_per_epoch", total=total)
+
+
+def _by_level(summary: Mapping[str, Any], key: str, *, total: int) -> str:
+    parts = [
+        f"{counts[key] if counts[key] is not None else '?'} {name}" for name, counts in summary["fidelities"].items()
+    ]
+    return f"{total} ({', '.join(parts)})"
 
 
 def _was_interrupted(status: Mapping[str, str]) -> bool:

@@ -89,13 +89,41 @@ class OptimizerSettings(SpecModel):
     patience: Count = 20
 
 
+class MultiFidelitySettings(SpecModel):
+    """One model of several levels of theory (doi:10.48550/arXiv.2409.07947).
+
+    :param fidelities: names of the levels, cheap first; their order is the index that the model is told.
+    :param method: ``embedding``: the model is told the level of each frame; ``pooled``: it is not (a baseline).
+    :param num_features: numbers by which the model knows a level.
+    :param target_share: share of the rows at the target (:attr:`TrainSettings.target`) among the frames of an epoch,
+        reached by repeating them a whole number of times; 0: no repetition.
+    """
+
+    fidelities: Annotated[tuple[str, ...], Field(min_length=2)]
+    method: Literal["embedding", "pooled"] = "embedding"
+    num_features: Count = 8
+    target_share: Fraction = 1 / 3
+
+    @model_validator(mode="after")
+    def _one_index_each(self) -> MultiFidelitySettings:
+        for index, name in enumerate(self.fidelities):
+            if (first := self.fidelities.index(name)) != index:
+                raise ValueError(
+                    f"two fidelities with the same index: {name!r} is named as number {first} and as number {index} of "
+                    f"{list(self.fidelities)}"
+                )
+        return self
+
+
 class TrainSettings(SpecModel):
     """Everything that decides a training, apart from data, codes and computer.
 
     :param committee: number of members M; each has its own seed and validation set.
     :param member: number of the member of the committee that a single training is for.
     :param seed: of the weights and the order of batches; member ``i`` takes ``seed + i``.
-    :param fidelity: level of theory to train on; may be left out when the dataset is labelled at one only.
+    :param fidelity: level of theory to train on; may be left out when the dataset is labelled at one only. With
+        ``multi_fidelity`` the one that counts, by default its last.
+    :param multi_fidelity: train on several levels of theory; nothing: on one.
     :param device: ``auto`` takes a GPU when there is one.
     :param threads: of torch on the CPU; by default those the scheduler gave to the job.
     :param reference: energies of isolated atoms ``isolated``, or ``fit``: those plus a ridge fit of what remains.
@@ -117,6 +145,7 @@ class TrainSettings(SpecModel):
     member: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0)] = 1
     fidelity: str | None = None
+    multi_fidelity: MultiFidelitySettings | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Count | None = None
     reference: Literal["fit", "isolated"] = "fit"
@@ -133,6 +162,34 @@ class TrainSettings(SpecModel):
     divergence_epochs: Count = 5
     calibration_level: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.9
     nequip: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def target(self) -> str | None:
+        """Level of theory that the potential is for; nothing: the only one of the dataset."""
+        if self.fidelity is None and self.multi_fidelity is not None:
+            return self.multi_fidelity.fidelities[-1]
+        return self.fidelity
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        """All levels of theory of a training on several, in the order of the model's index; else none."""
+        return () if self.multi_fidelity is None else self.multi_fidelity.fidelities
+
+    @property
+    def target_share(self) -> float:
+        """Share of the frames of an epoch that the target is to have; 0: as it comes."""
+        return 0.0 if self.multi_fidelity is None else self.multi_fidelity.target_share
+
+    @property
+    def joint(self) -> bool:
+        """Whether the model is told the level of theory of each frame."""
+        return self.multi_fidelity is not None and self.multi_fidelity.method == "embedding"
+
+    @model_validator(mode="after")
+    def _target_is_a_level(self) -> TrainSettings:
+        if self.levels and self.target not in self.levels:
+            raise ValueError(f"fidelity {self.fidelity!r} is none of multi_fidelity.fidelities {list(self.levels)}")
+        return self
 
     @field_validator("nequip")
     @classmethod

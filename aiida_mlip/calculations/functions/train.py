@@ -11,8 +11,8 @@ from aiida.engine import ExitCode, calcfunction
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.reference_energies import isolated_energies
-from aiida_mlip.kernel.splits import Split
-from aiida_mlip.kernel.training import ErrorTable, split_for, tabulate_errors, training_fidelity
+from aiida_mlip.kernel.splits import Part, Split
+from aiida_mlip.kernel.training import ErrorTable, check_labels, split_for, tabulate_errors, training_fidelity
 from aiida_mlip.protocols import train as protocol
 
 
@@ -25,11 +25,7 @@ def plan_training(dataset: DatasetData, settings: orm.Dict) -> dict[str, orm.Dat
     """
     try:
         full = protocol.train_settings(settings.get_dict())
-        frames = dataset.frames()
-        if full.reference == "isolated":
-            fidelity = training_fidelity(frames, full.fidelity)
-            isolated_energies(dataset.reference_energies.get(fidelity, {}), dataset.species, fidelity)
-        split = split_for(frames, full.split.model_dump(), members=full.committee, fidelity=full.fidelity)
+        split = planned_split(dataset, full)
     except MlipError as error:
         return ExitCode(200, str(error))
     plain = full.model_dump(exclude={"calibration_level"})  # no part of a training: another level repeats none
@@ -44,6 +40,29 @@ def plan_training(dataset: DatasetData, settings: orm.Dict) -> dict[str, orm.Dat
         outputs[f"settings_{member}"] = orm.Dict({**plain, "member": member})
         outputs[f"member_{member}"] = orm.Int(member)
     return outputs
+
+
+def planned_split(dataset: DatasetData, settings: protocol.TrainSettings) -> Split:
+    """Split for a training, after a look at whether the dataset has what the training needs.
+
+    :raises InvalidInputError: missing labels at a level of theory, an ambiguous one, too few groups; isolated atoms
+        that are asked for and missing; no forces, though the loss weighs them.
+    """
+    frames = dataset.frames()
+    target = training_fidelity(frames, settings.target)
+    levels = settings.levels or (target,)
+    for name in levels:
+        training_fidelity(frames, name)
+        if settings.reference == "isolated":
+            isolated_energies(dataset.reference_energies.get(name, {}), dataset.species, name)
+    split = split_for(
+        frames, settings.split.model_dump(), members=settings.committee, fidelity=target, fidelities=levels
+    )
+    at_target = frames.fidelity == frames.fidelity_index(target)
+    for parts in split.parts:
+        train, val = frames.take(parts == Part.TRAIN), frames.take((parts == Part.VAL) & at_target)
+        check_labels(train, val, settings.loss.model_dump())
+    return split
 
 
 @calcfunction
