@@ -37,8 +37,8 @@ class PotentialData(orm.Data):
     The package holds code: *loading the model* executes it. That happens only in the programs of
     :mod:`aiida_mlip.workers` on the compute node (see :mod:`aiida_mlip.workers.model_loading`), which say so in their
     output. Attributes, for queries: ``engine``, ``species``, ``type_names``, ``cutoff_ang``, ``fidelities``,
-    ``reference_energies``, ``energy_shifts``, ``metrics``, ``units``, ``versions``, ``sha256``, ``size_bytes``,
-    ``model_dtype``, ``statistics`` (names of the arrays of :meth:`statistics`), ``calibration``.
+    ``joint``, ``reference_energies``, ``energy_shifts``, ``metrics``, ``units``, ``versions``, ``sha256``,
+    ``size_bytes``, ``model_dtype``, ``statistics`` (names of the arrays of :meth:`statistics`), ``calibration``.
     """
 
     PACKAGE_NAME: ClassVar[str] = "model.nequip.zip"
@@ -55,6 +55,7 @@ class PotentialData(orm.Data):
         species: Sequence[str] | None = None,
         cutoff_ang: float | None = None,
         fidelities: Sequence[str] = (),
+        joint: bool = False,
         reference_energies: Mapping[str, Mapping[str, float]] | None = None,
         energy_shifts: Mapping[str, Mapping[str, float]] | None = None,
         metrics: Mapping[str, Any] | None = None,
@@ -70,6 +71,7 @@ class PotentialData(orm.Data):
         :param species: chemical symbols in the order of the model's types; must agree with the package.
         :param cutoff_ang: radial cutoff (Å).
         :param fidelities: names of the levels of theory it was trained on, in the order of the model's index.
+        :param joint: the model is told the level of theory (field ``dataset``): see :attr:`joint`.
         :param reference_energies: isolated-atom energies (eV) per fidelity and symbol.
         :param energy_shifts: per fidelity and symbol, what to add to the package's energy per atom of that element
             to get a total energy (eV); empty when the package predicts totals.
@@ -95,6 +97,8 @@ class PotentialData(orm.Data):
         if statistics:
             node.base.repository.put_object_from_filelike(io.BytesIO(write_npz(statistics)), cls.STATISTICS_NAME)
         names = list(dict.fromkeys(fidelities))
+        if joint and len(names) < 2:
+            raise InvalidInputError(f"{name}: a joint potential has two fidelities or more, got {names}")
         for key, table in (("reference_energies", reference_energies), ("energy_shifts", energy_shifts)):
             if names and (unknown := set(table or {}) - set(names)):
                 raise InvalidInputError(f"{name}: {key} of {sorted(unknown)}, but the fidelities are {names}")
@@ -106,6 +110,7 @@ class PotentialData(orm.Data):
                 "cutoff_ang": _cutoff(found, cutoff_ang, name),
                 "model_dtype": found.model_dtype,
                 "fidelities": names,
+                "joint": joint,
                 "reference_energies": jsonable(reference_energies or {}),
                 "energy_shifts": jsonable(energy_shifts or {}),
                 "metrics": jsonable(metrics or {}),
@@ -151,6 +156,7 @@ class PotentialData(orm.Data):
                 species=self.species,
                 cutoff_ang=self.cutoff_ang,
                 fidelities=self.fidelities,
+                joint=self.joint,
                 reference_energies=self.reference_energies,
                 energy_shifts=self.energy_shifts,
                 metrics={**self.metrics, **(metrics or {})},
@@ -198,6 +204,15 @@ class PotentialData(orm.Data):
         return list(self.base.attributes.get("fidelities"))
 
     @property
+    def joint(self) -> bool:
+        """Whether the model is one for several levels of theory, and must be told which with every frame.
+
+        Such a package runs nowhere but in training; ``aiida_mlip.bake`` makes an ordinary one of it for each of its
+        :attr:`fidelities`.
+        """
+        return bool(self.base.attributes.get("joint", False))
+
+    @property
     def reference_energies(self) -> dict[str, dict[str, float]]:
         """Isolated-atom energies (eV) per fidelity and symbol."""
         return dict(self.base.attributes.get("reference_energies"))
@@ -231,6 +246,17 @@ class PotentialData(orm.Data):
         if missing := sorted(set(symbols) - covered):
             raise SpeciesError(
                 f"the potential <{self.uuid}> does not cover {', '.join(missing)}; it covers {', '.join(self.species)}"
+            )
+
+    def check_runs(self) -> None:
+        """Make sure that it can be run as it is.
+
+        :raises InvalidInputError: it is joint.
+        """
+        if self.joint:
+            raise InvalidInputError(
+                f"the potential <{self.uuid}> is a joint one of {', '.join(self.fidelities)}, which runs nowhere by "
+                "itself: make an ordinary potential of one of them with aiida_mlip.bake"
             )
 
     # -- reading -----------------------------------------------------------------------------------------------
