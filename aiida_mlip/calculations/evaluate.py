@@ -175,13 +175,15 @@ def member_of(inputs: Mapping[str, Any]) -> str:
 def parts_of(dataset: DatasetData, split: orm.ArrayData, member: str) -> np.ndarray:
     """(n,) int8 part of every row of a dataset, by frame id; -1 for a frame that the split does not know.
 
+    A frame that is in the split at several levels of theory, and used at one of them, has the part it has there.
+
     :raises InvalidInputError: arrays of unequal length.
     """
     known, codes = id_keys(split.get_array(FRAME_ID)), split.get_array(member)
     if len(known) != len(codes):
         raise InvalidInputError(f"split: {len(known)} frame ids, but {len(codes)} entries in {member!r}")
     rows = id_keys(dataset.column("frame_id"))
-    order = np.argsort(known, kind="stable")
+    order = np.lexsort((codes == Part.UNUSED, known))
     if len(known) == 0:
         return np.full(len(rows), Part.UNUSED, dtype=np.int8)
     place = order[np.minimum(np.searchsorted(known, rows, sorter=order), len(known) - 1)]
@@ -202,6 +204,7 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
         return None
     potential, dataset = inputs["potential"], inputs["dataset"]
     try:
+        potential.check_runs()
         potential.check_species(dataset.species)
         settings = settings_of(inputs)
         if settings.fidelity is not None and settings.fidelity not in potential.fidelities:

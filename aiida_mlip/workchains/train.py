@@ -11,13 +11,13 @@ from aiida.engine import ExitCode, ToContext, if_, while_
 
 from aiida_mlip.calculations.evaluate import EvaluateCalculation
 from aiida_mlip.calculations.functions.calibrate import calibrate, judge_potential
-from aiida_mlip.calculations.functions.train import plan_training, tabulate
+from aiida_mlip.calculations.functions.train import plan_training, planned_split, tabulate
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
+from aiida_mlip.data.training_set import check_initial_potential
 from aiida_mlip.errors import InvalidInputError, MlipError, SpeciesError
 from aiida_mlip.io.nequip_config import check_overrides
-from aiida_mlip.kernel.reference_energies import isolated_energies
-from aiida_mlip.kernel.training import split_for, training_fidelity
+from aiida_mlip.kernel.training import training_fidelity
 from aiida_mlip.protocols.model import check_name
 from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workchains.nequip_base import NequipBaseWorkChain
@@ -461,6 +461,7 @@ def _check_inputs(inputs: Mapping[str, Any]) -> None:
             f"initial_potentials: unknown {', '.join(unknown)}; known are all, {', '.join(members)}"
         )
     for potential in initial.values():
+        check_initial_potential(potential, settings)
         with potential.open_package():
             pass
     if "dataset" not in inputs or inputs["dataset"].creator is not None:
@@ -468,14 +469,11 @@ def _check_inputs(inputs: Mapping[str, Any]) -> None:
     dataset = inputs["dataset"]
     for potential in initial.values():
         potential.check_species(dataset.species)
-    frames = dataset.frames()
-    fidelity = training_fidelity(frames, settings.fidelity)
-    if settings.reference == "isolated":
-        isolated_energies(dataset.reference_energies.get(fidelity, {}), dataset.species, fidelity)
-    split_for(frames, settings.split.model_dump(), members=settings.committee, fidelity=settings.fidelity)
+    planned_split(dataset, settings)
     if "test_dataset" in inputs:
         if missing := sorted(set(inputs["test_dataset"].species) - set(dataset.species)):
             raise SpeciesError(
                 f"test_dataset has {', '.join(missing)}, but the training dataset only {', '.join(dataset.species)}"
             )
+        fidelity = training_fidelity(dataset.frames(), settings.target)
         training_fidelity(inputs["test_dataset"].frames(), fidelity)
