@@ -228,21 +228,34 @@ def toy_package(shared_folder, request) -> Path:
 
     Trained once for all processes of a test session.
     """
-    from filelock import FileLock
-
-    package = shared_folder / "toy" / "toy.nequip.zip"
-    with FileLock(shared_folder / "toy.lock"):
-        if not package.exists():
-            shutil.rmtree(package.parent, ignore_errors=True)
-            draft = package.parent / "draft"
-            draft.mkdir(parents=True)
-            _train_toy(draft, request.getfixturevalue("preloaded_programs")).rename(package)
-    return package
+    return _trained_once(shared_folder, "toy", _toy_config(), _toy_images(), request)
 
 
-def _train_toy(folder: Path, programs: Path) -> Path:
-    import ase.io
-    import yaml
+@pytest.fixture(scope="session")
+def joint_toy_package(shared_folder, request) -> Path:
+    """The same as a joint model of three levels of theory, which it is told as the field ``dataset``."""
+    return _joint_toy(shared_folder, "float64", request)
+
+
+@pytest.fixture(scope="session")
+def joint_toy_package_32(shared_folder, request) -> Path:
+    """The joint one in single precision."""
+    return _joint_toy(shared_folder, "float32", request)
+
+
+def _joint_toy(shared_folder: Path, dtype: str, request) -> Path:
+    config = _toy_config()
+    config["data"]["include_keys"] = ["dataset"]
+    config["training_module"]["model"]["model_dtype"] = dtype
+    config["training_module"]["model"]["categorical_graph_field_embed"] = [
+        {"field": "dataset", "num_features": 3, "min": 0, "max": 2}
+    ]
+    images = [image for level in range(3) for image in _toy_images(level)]
+    config["data"]["split_dataset"].update(train=9, val=3)
+    return _trained_once(shared_folder, f"joint-{dtype}", config, images, request)
+
+
+def _toy_images(level: int = 0) -> list:
     from ase.build import bulk
     from ase.calculators.lj import LennardJones
 
@@ -251,12 +264,33 @@ def _train_toy(folder: Path, programs: Path) -> Path:
         crystal = {"crystalstructure": "zincblende", "a": 4.4} if name == "SiC" else {}
         atoms = bulk(name, cubic=True, **crystal)
         atoms.rattle(0.05, seed=seed)
-        atoms.calc = LennardJones(sigma=1.8, epsilon=0.5, rc=4.0)
+        atoms.calc = LennardJones(sigma=1.8, epsilon=0.5 + 0.1 * level, rc=4.0)
         atoms.get_forces()
         atoms.get_stress()
+        atoms.info["dataset"] = level
         images.append(atoms)
+    return images
+
+
+def _trained_once(shared_folder: Path, name: str, config: dict, images: list, request) -> Path:
+    from filelock import FileLock
+
+    package = shared_folder / name / "toy.nequip.zip"
+    with FileLock(shared_folder / f"{name}.lock"):
+        if not package.exists():
+            shutil.rmtree(package.parent, ignore_errors=True)
+            draft = package.parent / "draft"
+            draft.mkdir(parents=True)
+            _train_toy(draft, request.getfixturevalue("preloaded_programs"), config, images).rename(package)
+    return package
+
+
+def _train_toy(folder: Path, programs: Path, config: dict, images: list) -> Path:
+    import ase.io
+    import yaml
+
     ase.io.write(folder / "frames.xyz", images)
-    (folder / "config.yaml").write_text(yaml.safe_dump(_toy_config()), encoding="utf-8")
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     for command in (
         ["nequip-train", "-cn", "config.yaml"],
         ["nequip-package", "build", "best.ckpt", "toy.nequip.zip"],

@@ -1,4 +1,4 @@
-"""``nequip-train`` and ``nequip-package`` without their start-up: the same programs in forks of one process.
+"""``nequip-train``, ``nequip-package`` and ``aiida-mlip-evaluate`` without start-up: forks of one process.
 
 A tiny training takes one second, and importing what it needs six, twice: for the training and for the package. Here one
 process of the session imports it; what looks like the programs asks it for a fork, in the caller's folder, with its
@@ -23,7 +23,7 @@ import tempfile
 from importlib.metadata import entry_points
 from pathlib import Path
 
-PROGRAMS = ("nequip-train", "nequip-package")
+PROGRAMS = ("nequip-train", "nequip-package", "aiida-mlip-evaluate")
 
 CLIENT = """#!{python} -SE
 import json, os, resource, socket, sys

@@ -24,9 +24,11 @@ def shard_copies(dataset: DatasetData, stem: str, copies: list[tuple[str, str, s
 def check_potential(potential: PotentialData, fidelity: str | None, species: Sequence[str]) -> str | None:
     """What keeps a potential from driving these species at a level of theory; None if nothing does.
 
+    :raises InvalidInputError: it is a joint one of several levels.
     :raises SpeciesError: it does not cover them.
     :raises FileFormatError: its package was changed.
     """
+    potential.check_runs()
     potential.check_species(species)
     if fidelity is not None and fidelity not in potential.fidelities:
         return f"spec.fidelity: {fidelity!r} is none of the potential's: {potential.fidelities}"

@@ -173,6 +173,9 @@ def validate_explore_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
     structures = inputs["structures"]
     try:
         spec = parse_explore(inputs["spec"].get_dict())
+        potentials = [*([inputs["potential"]] if "potential" in inputs else []), *_committee(inputs).values()]
+        for potential in potentials:
+            potential.check_runs()
         if problem := _forces_problem(spec, "potential" in inputs):
             return problem
         text = inputs["engine_input"].get_content() if "engine_input" in inputs else None
@@ -185,7 +188,7 @@ def validate_explore_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
             return problem
         if spec.uncertainty is not None and (why := why_no_slope(inputs["potential"], structures.species)):
             return why
-        for potential in (*([inputs["potential"]] if "potential" in inputs else []), *_committee(inputs).values()):
+        for potential in potentials:
             if problem := check_potential(potential, spec.fidelity, structures.species):
                 return problem
     except (MlipError, UnicodeDecodeError) as error:

@@ -159,6 +159,8 @@ def validate_metadynamics_inputs(inputs: Mapping[str, Any], _: Any) -> str | Non
         text = inputs["engine_input"].get_content() if "engine_input" in inputs else None
         check_against_structures(spec, structures.column("natoms").tolist(), engine_input=text)
         check_geometries(structures.frames(), source="structures")
+        if "potential" in inputs:
+            inputs["potential"].check_runs()
         if "checkpoint" in inputs and "bias" not in inputs:
             return "checkpoint: needs the 'bias' of the same run as well"
         if "reference" in inputs:

@@ -143,6 +143,7 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
         return None
     potential: PotentialData = inputs["potential"]
     try:
+        potential.check_runs()
         if not potential.has_grades:
             return f"potential <{potential.uuid}> has no grades: nothing can be told from its features"
         settings, names = _settings(inputs), list(potential.fidelities)

@@ -178,6 +178,7 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
     if ("frame" in inputs) == ("remote" in inputs):
         return "give either `frame`, a file, or `remote`, a folder on the code's computer"
     try:
+        inputs["potential"].check_runs()
         settings = settings_of(inputs)
         if "remote" in inputs and settings.file is None:
             return "settings.file: name the file in the remote folder"

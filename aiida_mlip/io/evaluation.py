@@ -30,7 +30,7 @@ GRADES: Final[str] = "grades.npz"
 FRAMES: Final[str] = "frames.npz"
 
 #: Why the program could do nothing at all (``reason`` of the answer).
-Reason = Literal["invalid_input", "species_not_covered", "model_not_loaded", "out_of_memory"]
+Reason = Literal["invalid_input", "species_not_covered", "model_not_loaded", "not_exact", "out_of_memory"]
 
 
 Request = TypeVar("Request", bound=BaseModel)

@@ -39,6 +39,7 @@ _REASONS: Final[dict[str, str]] = {
     "invalid_input": "ERROR_INVALID_INPUT",
     "species_not_covered": "ERROR_SPECIES_NOT_COVERED",
     "model_not_loaded": "ERROR_MODEL_NOT_LOADED",
+    "not_exact": "ERROR_NOT_EXACT",
     "out_of_memory": "ERROR_OUT_OF_MEMORY",
 }
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from aiida_mlip.errors import ExternalProgramError, FileFormatError, InvalidInputError, MlipError, SpeciesError
 from aiida_mlip.io.arrays import write_npz
+from aiida_mlip.io.bake import read_bake_request
 from aiida_mlip.io.evaluation import (
     ANSWER,
     GRADES,
@@ -38,6 +39,7 @@ from aiida_mlip.kernel.frames import NONE, Failure, Frames, concatenate
 from aiida_mlip.kernel.metrics import ErrorReport, Predictions, compare, compare_parts, labels_at
 from aiida_mlip.kernel.splits import Part
 from aiida_mlip.kernel.uncertainty.grades import Grades, fit_grades
+from aiida_mlip.workers.bake import NotExactError, bake
 
 if TYPE_CHECKING:
     from aiida_mlip.workers.model_loading import LoadedModel
@@ -70,6 +72,9 @@ with fit_grades {GRADES}.
 
 With --scan: grades of one frame of up to millions of atoms, read from a file of another program; the keys are in
 aiida_mlip/io/scan.py, the least is {{"file": "run.dump", "statistics": "statistics.npz"}}.
+
+With --bake: an ordinary package of one level of theory of a joint potential; the keys are in aiida_mlip/io/bake.py,
+e.g. {{"fidelity": "pbe", "index": 1, "shifts": {{"Si": -107.2}}}}. LOADING THE MODEL EXECUTES CODE FROM IT.
 """
 
 
@@ -95,17 +100,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="aiida-mlip-evaluate", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="where the files are (default: here)")
-    parser.add_argument("--scan", action="store_true", help="grade one frame of up to millions of atoms instead")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--scan", action="store_true", help="grade one frame of up to millions of atoms instead")
+    modes.add_argument("--bake", action="store_true", help="make an ordinary package of a joint potential instead")
     options = parser.parse_args(arguments)
     folder: Path = options.folder
     try:
-        answer = _scan(folder) if options.scan else evaluate(folder, read_request(folder / REQUEST))
+        if options.bake:
+            answer = _bake(folder)
+        else:
+            answer = _scan(folder) if options.scan else evaluate(folder, read_request(folder / REQUEST))
     except MemoryError:
         return _give_up(folder, "out_of_memory", "out of memory while reading the frames")
     except SpeciesError as error:
         return _give_up(folder, "species_not_covered", str(error))
     except _ModelError as error:
         return _give_up(folder, "model_not_loaded", str(error))
+    except NotExactError as error:
+        return _give_up(folder, "not_exact", str(error))
     except (MlipError, OSError) as error:
         return _give_up(folder, "invalid_input", str(error))
     _write_json(folder / ANSWER, answer)
@@ -114,6 +126,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 class _ModelError(MlipError):
     """The model could not be loaded."""
+
+
+def _bake(folder: Path) -> dict[str, Any]:
+    """One level of theory of a joint potential as a package, see :mod:`aiida_mlip.workers.bake`."""
+    request = read_bake_request(folder / REQUEST)
+    try:
+        return bake(folder, request)
+    except FileFormatError as error:
+        raise _ModelError(str(error)) from error
 
 
 def _scan(folder: Path) -> dict[str, Any]:

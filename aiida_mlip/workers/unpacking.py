@@ -34,7 +34,7 @@ def unpack(package: Path) -> Any | None:
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with warnings.catch_warnings(), _without_compiler():
+        with warnings.catch_warnings(), without_compiler():
             warnings.simplefilter("ignore")  # of torch, about its own internals
             torch.jit.set_fusion_strategy([("DYNAMIC", 10)])
             models = PackageImporter(str(package)).load_pickle(_FOLDER, _FILE, map_location="cpu")
@@ -50,7 +50,7 @@ def unpack(package: Path) -> Any | None:
 
 
 @contextmanager
-def _without_compiler() -> Iterator[None]:
+def without_compiler() -> Iterator[None]:
     """Leave torch's compiler alone: to mark a function as not to be compiled would import it, longer than torch itself.
 
     An eager model needs no such mark, and contains nothing compiled. Anything else that is wanted of the compiler here
