@@ -73,6 +73,12 @@ CREATE TABLE atoms (
 CREATE TABLE parts (split TEXT, member INTEGER, parts BLOB, PRIMARY KEY (split, member)) WITHOUT ROWID;
 """
 _ROW: Final[str] = "shard, row, frame, parent, geometry, label, label_row, fidelity, failure, labelled, natoms"
+_UUID_BYTES: Final[int] = 16
+#: Rows that any of very many processes made: their uuids are one value, taken apart by the database.
+_MADE_BY: Final[str] = """
+WITH RECURSIVE number(i) AS (SELECT 0 WHERE :n > 0 UNION ALL SELECT i + 1 FROM number WHERE i + 1 < :n)
+SELECT shard, row, frame, fidelity, label FROM number CROSS JOIN rows ON {column} = substr(:uuids, :size * i + 1, :size)
+"""
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,18 @@ class FrameAtoms:
     numbers: np.ndarray
     region: np.ndarray | None
     parent_atom: np.ndarray
+
+
+@dataclass(frozen=True)
+class Held:
+    """Rows, and where they are.
+
+    :param n_rows: rows, each (frame, level of theory, calculation of the label) counted once.
+    :param rows: pk of each dataset that holds any of them -> (n,) row numbers there.
+    """
+
+    n_rows: int
+    rows: dict[int, np.ndarray]
 
 
 class FrameIndex:
@@ -258,16 +276,35 @@ class FrameIndex:
 
     def datasets_with(self, rows: Iterable[Row]) -> dict[int, list[int]]:
         """Pk of each dataset that holds any of the rows -> row numbers there."""
-        by_shard: dict[int, list[int]] = {}
-        for row in rows:
-            by_shard.setdefault(row.shard, []).append(row.row)
-        found: dict[int, list[int]] = {}
+        return {pk: numbers.tolist() for pk, numbers in self.held(rows).rows.items()}
+
+    def held(self, rows: Iterable[Row]) -> Held:
+        """Datasets that hold any of the rows."""
+        return self._held([(row.shard, row.row, row.frame_id, row.fidelity, row.label_uuid) for row in rows])
+
+    def held_from(self, uuids: Iterable[str]) -> Held:
+        """Datasets that hold rows whose label, failure or geometry these processes made, of which there may be many."""
+        joined = bytes.fromhex("".join(uuids).replace("-", ""))
+        queries = (_MADE_BY.format(column=column) for column in ("label", "geometry"))
+        values = {"uuids": joined, "n": len(joined) // _UUID_BYTES, "size": _UUID_BYTES}
+        return self._held([row for query in queries for row in self._database.execute(query, values)])
+
+    def _held(self, rows: list[tuple[Any, ...]]) -> Held:
+        """Where rows (shard, row, and three more that name the label) are held."""
+        places = np.array([row[:2] for row in rows], dtype=np.int64).reshape(-1, 2)
+        places = np.unique(places, axis=0) if len(places) else places
+        shards, starts = np.unique(places[:, 0], return_index=True)
+        by_shard = dict(zip(shards.tolist(), np.split(places[:, 1], starts[1:]), strict=False))
+        found: dict[int, list[np.ndarray]] = {}
         for part in _chunks(list(by_shard)):
             marks = ", ".join("?" * len(part))
             query = f"SELECT pk, first, shard FROM holds WHERE shard IN ({marks})"  # noqa: S608 - question marks
             for pk, first, shard in self._database.execute(query, part):
-                found.setdefault(pk, []).extend(first + row for row in by_shard[shard])
-        return {pk: sorted(numbers) for pk, numbers in sorted(found.items())}
+                found.setdefault(pk, []).append(first + by_shard[shard])
+        return Held(
+            len({row[2:] for row in rows}),
+            {pk: np.sort(np.concatenate(numbers)) for pk, numbers in sorted(found.items())},
+        )
 
     def row_of(self, pk: int, number: int) -> Row:
         """Row of a dataset by its number.
@@ -310,12 +347,12 @@ class FrameIndex:
             uuids.update(label for (label,) in self._database.execute(query, part))
         return [found for label in sorted(uuids) if (found := _uuid(label)) is not None]
 
-    def parts(self, split: str, member: int, rows: list[int]) -> list[int]:
+    def parts(self, split: str, member: int, rows: np.ndarray) -> np.ndarray:
         """Parts of a training, see :class:`~aiida_mlip.kernel.splits.Part`, that rows of its dataset were in.
 
         :param split: uuid of the split, which is read once.
-
-        Nothing is returned where it does not say.
+        :param rows: (n,) row numbers.
+        :returns: (n,); empty where it does not say.
         """
         key = (split, member)
         found = self._database.execute("SELECT parts FROM parts WHERE split = ? AND member = ?", key).fetchone()
@@ -328,7 +365,7 @@ class FrameIndex:
             with self._database:
                 self._database.execute("INSERT OR IGNORE INTO parts VALUES (?, ?, ?)", (*key, *found))
         parts = np.frombuffer(found[0], dtype=np.int8)
-        return [int(parts[row]) for row in rows] if max(rows, default=0) < len(parts) else []
+        return parts[rows] if rows.max(initial=0) < len(parts) else parts[:0]
 
     def _select(self, column: str, values: list[bytes]) -> list[Row]:
         rows: list[Row] = []

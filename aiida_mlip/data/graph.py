@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final, Literal
 
+import numpy as np
 from aiida import orm
 from aiida.common.links import LinkType
 from aiida.manage import get_manager
@@ -166,6 +168,60 @@ def walk(
     return Reach(counts, tuple(nodes))
 
 
+def called_by(pk: int) -> list[tuple[int, str, str]]:
+    """A process and all that it called, directly or not: (pk, uuid, process type) of each."""
+    statement = """
+        WITH RECURSIVE called(id) AS (
+            SELECT id FROM db_dbnode WHERE id IN :pks
+            UNION
+            SELECT link.output_id FROM called JOIN db_dblink AS link ON link.input_id = called.id
+            WHERE (link.type || '') IN :links
+        )
+        SELECT node.id, node.uuid, coalesce(node.process_type, '')
+        FROM called JOIN db_dbnode AS node ON node.id = called.id
+    """
+    return [tuple(row) for row in _execute(statement, pks=[pk], links=[link.value for link in CALLS])]
+
+
+def count_links() -> int:
+    """Links of the profile, those included that were deleted."""
+    return int(_execute("SELECT max(id) FROM db_dblink")[0][0] or 0)
+
+
+def reach_in_memory(
+    pks: Collection[int], links: Sequence[LinkType], *, wanted: Wanted
+) -> tuple[np.ndarray, tuple[NodeRow, ...]]:
+    """The same as :func:`walk` forward, for very many starts: all links of the profile are read, and walked in memory.
+
+    Costs about a microsecond for each link of the profile, where :func:`walk` costs four for each node it reaches.
+
+    :returns: sorted pks of the nodes that were reached, starts included; and those of them that are wanted.
+    """
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import breadth_first_order
+
+    names = [link.value for link in links]
+    found = _execute("SELECT input_id, output_id FROM db_dblink WHERE type IN :links", links=names)
+    ends = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=2 * len(found)).reshape(-1, 2)
+    starts = np.fromiter(pks, dtype=np.int64, count=len(pks))
+    size = int(max(ends.max(initial=0), starts.max(initial=0))) + 1
+    # no node has the number 0: it stands for all the starts at once
+    sources, targets = np.append(ends[:, 0], np.zeros(len(starts), np.int64)), np.append(ends[:, 1], starts)
+    graph = csr_matrix((np.ones(len(sources), dtype=np.int8), (sources, targets)), shape=(size, size))
+    order = breadth_first_order(graph, 0, return_predecessors=False)
+    reached = np.sort(order[order > 0])
+    condition, values = wanted.condition()
+    rows = _execute(f"SELECT {_NODE} FROM db_dbnode AS node WHERE {condition} ORDER BY node.id", values)  # noqa: S608
+    there = np.isin([row[0] for row in rows], reached)
+    return reached, tuple(_node(row) for row, is_there in zip(rows, there, strict=True) if is_there)
+
+
+def processes_of(process_types: Collection[str]) -> np.ndarray:
+    """Pks of all processes of these types."""
+    found = _execute("SELECT id FROM db_dbnode WHERE process_type IN :types", types=list(process_types))
+    return np.fromiter((row[0] for row in found), dtype=np.int64, count=len(found))
+
+
 def nodes_with(pks: Collection[int]) -> list[NodeRow]:
     """The nodes with these pks."""
     if not pks:
@@ -175,18 +231,27 @@ def nodes_with(pks: Collection[int]) -> list[NodeRow]:
 
 
 def neighbours(
-    pks: Collection[int], links: Sequence[LinkType], *, direction: Literal["forward", "backward"]
+    pks: Collection[int],
+    links: Sequence[LinkType],
+    *,
+    direction: Literal["forward", "backward"],
+    without: Collection[str] = (),
 ) -> list[tuple[int, str, NodeRow]]:
-    """One step of a walk: (pk it starts from, label of the link, node) for each link."""
+    """One step of a walk: (pk it starts from, label of the link, node) for each link.
+
+    :param without: process types that are not wanted.
+    """
     if not pks:
         return []
     ahead, behind = ("output_id", "input_id") if direction == "forward" else ("input_id", "output_id")
     statement = f"""
         SELECT {_NODE}, link.{behind}, link.label
         FROM db_dblink AS link JOIN db_dbnode AS node ON node.id = link.{ahead}
-        WHERE link.{behind} IN :pks AND (link.type || '') IN :links ORDER BY link.id
+        WHERE link.{behind} IN :pks AND (link.type || '') IN :links AND coalesce(node.process_type, '') NOT IN :without
+        ORDER BY link.id
     """  # noqa: S608 - names of columns
-    rows = _execute(statement, pks=list(pks), links=[link.value for link in links])
+    names = [link.value for link in links]
+    rows = _execute(statement, pks=list(pks), links=names, without=list(without) or ["-"])
     return [(int(row[5]), str(row[6]), _node(row)) for row in rows]
 
 
@@ -205,7 +270,10 @@ def _execute(statement: str, values: dict[str, str] | None = None, **lists: list
     """Rows of a query with parameters, some of them lists."""
     query = text(statement).bindparams(*(bindparam(name, expanding=True) for name in lists))
     session = get_manager().get_profile_storage().get_session()
-    return list(session.execute(query, {**(values or {}), **lists}).fetchall())
+    result = session.execute(query, {**(values or {}), **lists})
+    rows: list[Any] = result.cursor.fetchall()  # the driver's own tuples: half the time of SQLAlchemy's rows
+    result.close()
+    return rows
 
 
 def _any(condition: str, n: int) -> str:

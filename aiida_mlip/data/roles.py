@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, Literal
 
 from aiida_mlip.data.dataset import DatasetData
@@ -30,6 +31,7 @@ NUMBERS: Final[tuple[str, ...]] = (
 )
 
 
+@lru_cache
 def role_of(node_type: str, process_type: str) -> Role:
     """What a node of this type is for, see :class:`~aiida_mlip.data.graph.NodeRow`.
 

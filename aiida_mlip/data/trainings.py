@@ -6,12 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 from aiida import orm
 from aiida.common.links import LinkType
 
 from aiida_mlip.data.frame_index import FrameIndex
 from aiida_mlip.data.graph import NodeRef, NodeRow, neighbours, nodes_with
-from aiida_mlip.data.roles import JOB
+from aiida_mlip.data.roles import JOB, LABELS
 from aiida_mlip.kernel.splits import PART_NAMES
 
 _UNUSED: Final[str] = "unused"
@@ -51,14 +52,15 @@ def trainings_on(rows: Mapping[int, list[int]], index: FrameIndex) -> tuple[Trai
     )
 
 
-def parts_by_potential(rows: Mapping[int, list[int]], index: FrameIndex) -> dict[int, set[str]]:
+def parts_by_potential(rows: Mapping[int, np.ndarray], index: FrameIndex) -> dict[int, set[str]]:
     """Pk of each potential that was trained on these datasets, fresh or judged -> parts that the rows were in.
 
     :param rows: pk of a dataset -> row numbers.
     """
     found: dict[int, set[str]] = {}
     for training in _trainings(rows):
-        parts = set(_parts(index, training, rows[training.dataset.pk]))
+        codes = _codes(index, training, rows[training.dataset.pk])
+        parts = {_name(code) for code in np.unique(codes).tolist()} or {""}
         for potential in (training.fresh, training.judged):
             found.setdefault(potential.pk, set()).update(parts)
     return found
@@ -77,10 +79,11 @@ class _Found:
 
 def _trainings(datasets: Collection[int]) -> list[_Found]:
     """Step by step along the links: a query over all steps makes the database begin with the links of one kind."""
-    used = neighbours(datasets, (_INPUT,), direction="forward")
-    calculations = {node.pk: node for _, _, node in used}
-    made = neighbours(calculations, (_CREATE,), direction="forward")
-    fresh = {source: node for source, _, node in made if node.role == "potential" and _trains(calculations[source])}
+    used = neighbours(datasets, (_INPUT,), direction="forward", without=LABELS)
+    # a function that made a potential only judged or imported it
+    jobs = {node.pk for _, _, node in used if node.node_type.startswith(JOB)}
+    made = neighbours(jobs, (_CREATE,), direction="forward")
+    fresh = {source: node for source, _, node in made if node.role == "potential"}
     names = {node.pk: node.ref for node in nodes_with(datasets)}
     splits = _splits(fresh)
     judged = _judged([node.pk for node in fresh.values()])
@@ -98,15 +101,17 @@ def _trainings(datasets: Collection[int]) -> list[_Found]:
     return sorted(found.values(), key=lambda training: training.calculation.pk)
 
 
-def _trains(calculation: NodeRow) -> bool:
-    """Whether a calculation that made a potential trained it: a function that made it only judged or imported it."""
-    return calculation.node_type.startswith(JOB)
-
-
 def _parts(index: FrameIndex, training: _Found, rows: list[int]) -> list[str]:
     """Part of each row; empty where the training does not say."""
-    codes = [] if training.split is None else index.parts(*training.split, rows)
-    return [PART_NAMES[code] if code >= 0 else _UNUSED for code in codes] or [""] * len(rows)
+    return [_name(code) for code in _codes(index, training, np.array(rows)).tolist()] or [""] * len(rows)
+
+
+def _codes(index: FrameIndex, training: _Found, rows: np.ndarray) -> np.ndarray:
+    return np.zeros(0, np.int8) if training.split is None else index.parts(*training.split, rows)
+
+
+def _name(code: int) -> str:
+    return PART_NAMES[code] if code >= 0 else _UNUSED
 
 
 def _splits(trainings: Collection[int]) -> dict[int, tuple[str, int]]:

@@ -61,9 +61,27 @@ def test_taint_of_a_label(campaign):
     shown = call("taint", f"emt:{frame_id[:12]}")
     assert shown.exit_code == 0, shown.output
     assert f"{campaign.dataset} (holds)" in shown.output
+    assert "rows of datasets concerned: 1\n" in shown.output
+    assert "  potentials: 2 (2 trained on it)" in shown.output or "  potentials: 2 (2 judged with it)" in shown.output
     assert campaign.second in shown.output
     content = json.loads(call("taint", campaign.label, "--row", 0, "--json").output)
     assert {each["node"]["uuid"] for each in content["potentials"]} == {campaign.fresh, campaign.potential}
+
+
+@pytest.mark.nequip
+def test_taint_names_the_first_few_or_all(campaign, monkeypatch):
+    monkeypatch.setattr("aiida_mlip.cli.taint._MOST_SHOWN", 1)
+    content = json.loads(call("taint", campaign.simulation, "--json").output)
+    few, everything = (call("taint", campaign.simulation, *extra).output for extra in ((), ("--all",)))
+    n = len(content["datasets"])
+    assert n > 1
+    assert f"{n - 1} more datasets, see --all" in few
+    assert few.count("    dataset ") == 1
+    assert everything.count("    dataset ") == n
+    assert "see --all" not in everything
+    for kind in ("datasets", "potentials", "simulations", "properties"):
+        for each in content[kind]:
+            assert each["node"]["uuid"] in everything
 
 
 @pytest.mark.nequip

@@ -13,7 +13,7 @@ from traced_campaign import traced_campaign
 from aiida_mlip.calculations.functions.dataset import merge_datasets
 from aiida_mlip.data.audit_findings import findings
 from aiida_mlip.data.frame_index import FrameIndex
-from aiida_mlip.data.graph import DATA_FLOW, Wanted, walk
+from aiida_mlip.data.graph import CALLS, DATA_FLOW, Wanted, called_by, reach_in_memory, walk
 from aiida_mlip.data.identify import FrameName, identify
 from aiida_mlip.data.lineage import frame_lineage, lineage
 from aiida_mlip.data.taint import taint, taint_frame
@@ -133,6 +133,27 @@ def test_walks_agree_with_aiida(campaign):
         reach = walk([pk], links, direction=direction, wanted=everything)
         assert {node.pk for node in reach.nodes} == set(traverse_graph([pk], **rules)["nodes"])
         assert reach.n_nodes == len(reach.nodes)
+
+
+def test_a_walk_in_memory_reaches_the_same(campaign, index, monkeypatch):
+    """From one node and from many; taint says the same whichever way it walks."""
+    wanted = Wanted(types=("data.aiida_mlip", "process."), returned=("data.core.dict.",))
+    called = [pk for pk, _, _ in called_by(load(campaign.train).pk)]
+    assert set(called) == set(traverse_graph(called[:1], links_forward=list(CALLS))["nodes"])
+    for starts in ([load(campaign.simulation).pk], called, []):
+        reach = walk(starts, DATA_FLOW, direction="forward", wanted=wanted)
+        reached, nodes = reach_in_memory(starts, DATA_FLOW, wanted=wanted)
+        assert nodes == reach.nodes
+        assert len(reached) == reach.n_nodes
+        assert {node.pk for node in nodes} <= set(reached.tolist())
+    for uuid in (campaign.simulation, campaign.train, campaign.label):
+        expected = taint(load(uuid), index=index)
+        with monkeypatch.context() as patch:
+            patch.setattr("aiida_mlip.data.taint._FEW", 0)
+            patch.setattr("aiida_mlip.data.taint._LINKS_PER_START", 10**9)
+            patch.setattr("aiida_mlip.data.taint.walk", None)
+            assert taint(load(uuid), index=index) == expected
+        assert expected.n_nodes > 0
 
 
 def test_what_made_a_potential_and_what_it_made(campaign):
