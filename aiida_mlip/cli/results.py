@@ -20,6 +20,8 @@ def print_results(node: orm.ProcessNode, *, console: Console | None = None) -> N
     outputs = node.outputs
     if "label_summary" in outputs:
         _print_labels(outputs.label_summary, console)
+    if "allocation" in outputs:
+        _print_allocation(outputs.allocation, console)
     if "errors" in outputs:
         console.print(errors_table(outputs.errors))
     for name, potential in outputs.potentials.items() if "potentials" in outputs else ():
@@ -69,6 +71,13 @@ def _print_labels(summary: orm.Dict, console: Console) -> None:
         if entry["core_seconds"]:
             text += f"; {entry['core_seconds']:.0f} core-seconds"
         console.print(f"{text}  [from Dict<{summary.pk}>]", markup=False, soft_wrap=True)
+
+
+def _print_allocation(report: orm.Dict, console: Console) -> None:
+    content = report.get_dict()
+    cost = "" if content["core_hours"] is None else f", forecast {content['core_hours']:.3g} core-hours"
+    text = f"{content['n_selected']} of {content['n_candidates']} frames chosen for {content['target']}"
+    console.print(f"{text} by {content['method']}{cost}  [from Dict<{report.pk}>]", markup=False, soft_wrap=True)
 
 
 def _number(value: Any, factor: float, form: str, unit: str = "") -> str:

@@ -20,6 +20,7 @@ from pydantic import Field
 from aiida_mlip.errors import ProtocolError
 from aiida_mlip.protocols.model import SpecModel, check_name, validate_spec
 from aiida_mlip.protocols.select import CostSpec
+from aiida_mlip.protocols.train import TrainSettings
 
 
 class PromoteSettings(SpecModel):
@@ -49,6 +50,21 @@ def parse_promote(data: Mapping[str, Any], fidelities: Sequence[str], *, where: 
     settings = validate_spec(PromoteSettings, {"fidelity": names[-1], **data}, where=where)
     check_name("fidelity", settings.fidelity, names, where=f"{where}.fidelity")
     return settings
+
+
+def check_promotion(
+    promote: Mapping[str, Any], fidelities: Sequence[str], train: TrainSettings, *, where: str = "promote"
+) -> None:
+    """Make sure that what is promoted can be learned from: the training knows of all levels of theory.
+
+    :raises ProtocolError: it does not, or see :func:`parse_promote`.
+    """
+    parse_promote(promote, fidelities, where=where)
+    if train.multi_fidelity is None:
+        raise ProtocolError(
+            f"train.settings.multi_fidelity: missing, {where} gives labels at several levels of theory, of which "
+            f"the training would take {train.fidelity or 'one'} only"
+        )
 
 
 def joint_training(train: Mapping[str, Any] | None, fidelities: Sequence[str]) -> dict[str, Any]:

@@ -446,6 +446,7 @@ class ActiveLearningWorkChain(SubmitOnceWorkChain):
             return None
         plan, node = plan_selection.run_get_node(
             orm.load_node(self.ctx.plan["settings"]),
+            reference=orm.load_node(self.ctx.dataset),
             **self._spent(),
             metadata={"call_link_label": self._label("plan_selection")},
         )

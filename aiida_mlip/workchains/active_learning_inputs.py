@@ -9,7 +9,7 @@ from aiida import orm
 
 from aiida_mlip.errors import MlipError
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
-from aiida_mlip.protocols.promote import parse_promote
+from aiida_mlip.protocols.promote import check_promotion
 from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workchains.label_inputs import settings_hashes
 
@@ -64,12 +64,10 @@ def _validate_promotion(settings: ActiveLearningSettings, inputs: Mapping[str, A
     if settings.promote is None or "fidelities" not in label or "settings" not in train:
         return None
     try:
-        parse_promote(settings.promote, list(label["fidelities"].get_dict()), where="settings.promote")
-        joint = train_settings(train["settings"].get_dict()).multi_fidelity
+        training = train_settings(train["settings"].get_dict())
+        check_promotion(settings.promote, list(label["fidelities"].get_dict()), training, where="settings.promote")
     except MlipError as error:
         return str(error)
-    if joint is None:
-        return "train.settings.multi_fidelity: missing, settings.promote gives labels at several levels of theory"
     return None
 
 

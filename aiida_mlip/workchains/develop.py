@@ -13,8 +13,9 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.protocols.model import check_name, validate_spec
-from aiida_mlip.protocols.promote import joint_training, parse_promote
+from aiida_mlip.protocols.promote import check_promotion, joint_training, parse_promote
 from aiida_mlip.protocols.targets import Targets
+from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.protocols.validate import parse_validate
 from aiida_mlip.workchains.active_learning import ActiveLearningWorkChain
 from aiida_mlip.workchains.active_learning_forecast import Forecast, forecast
@@ -472,9 +473,10 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
         return "nothing to work on: give `generate` (how to make frames), `dataset` (existing frames), or both"
     if "generate" in inputs and "dataset" in inputs:
         return "give either `generate` (frames to be made) or `dataset` (existing frames), not both"
-    if "promote" in inputs and "fidelities" in inputs.get("label", {}):
+    if "promote" in inputs and "fidelities" in inputs.get("label", {}) and "settings" in inputs.get("train", {}):
         try:
-            parse_promote(inputs["promote"].get_dict(), list(inputs["label"]["fidelities"].get_dict()))
+            training = train_settings(inputs["train"]["settings"].get_dict())
+            check_promotion(inputs["promote"].get_dict(), list(inputs["label"]["fidelities"].get_dict()), training)
         except InvalidInputError as error:
             return str(error)
     if "settings" in (validation := inputs.get("validate") or {}):

@@ -16,6 +16,7 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
 from aiida_mlip.protocols.promote import parse_promote
+from aiida_mlip.workchains.allocate import AllocateWorkChain
 from aiida_mlip.workchains.label import LabelWorkChain
 from aiida_mlip.workchains.reasons import reason_of
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
@@ -147,11 +148,11 @@ class LabelFidelitiesWorkChain(SubmitOnceWorkChain):
                 "metadata": {"call_link_label": "allocate"},
             }
         )
+        if "known" in self.inputs:
+            inputs.measured = self.inputs.known
         if self.inputs.get("joint_potentials"):
             inputs.joint_potentials = dict(self.inputs.joint_potentials)
             inputs.codes = {"evaluate": self.inputs.codes.evaluate}
-        from aiida_mlip.workchains.allocate import AllocateWorkChain
-
         return ToContext(allocate=self.submit(AllocateWorkChain, **inputs))
 
     def inspect_allocate(self) -> None:

@@ -16,6 +16,7 @@ from aiida_mlip.errors import MlipError
 from aiida_mlip.kernel.fragments.fragment import Region
 from aiida_mlip.kernel.frames import Frames, concatenate, id_keys
 from aiida_mlip.kernel.rounds import Round, judge, left_for_labels
+from aiida_mlip.kernel.selection.costs import measured_cost
 from aiida_mlip.kernel.splits import ALWAYS_TRAINED
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 from aiida_mlip.protocols.promote import parse_promote
@@ -37,13 +38,15 @@ def plan_active_learning(settings: orm.Dict, fidelities: orm.Dict | None = None)
     """
     try:
         full = active_learning_settings(settings.get_dict())
-        outputs: dict[str, orm.Data] = {"settings": orm.Dict(full.model_dump())}
+        outputs: dict[str, orm.Data] = {}
         if full.promote is not None:
             every = {} if fidelities is None else fidelities.get_dict()
-            dear = parse_promote(full.promote, list(every), where="settings.promote").fidelity
-            outputs["cheap"] = orm.Dict({name: spec for name, spec in every.items() if name != dear})
+            promote = parse_promote(full.promote, list(every), where="settings.promote")
+            full = full.model_copy(update={"promote": promote.model_dump(exclude_none=True)})
+            outputs["cheap"] = orm.Dict({name: spec for name, spec in every.items() if name != promote.fidelity})
     except MlipError as error:
         return ExitCode(200, str(error))
+    outputs["settings"] = orm.Dict(full.model_dump())
     if full.mode == "fragments":
         outputs["fragment"] = orm.Dict(full.fragment)
         if full.gate is not None:
@@ -99,15 +102,25 @@ def gather_candidates(reference: DatasetData | None = None, **sources: orm.Data)
 
 @calcfunction
 def plan_selection(
-    settings: orm.Dict, history: orm.Dict | None = None, labels_gate: orm.Dict | None = None
+    settings: orm.Dict,
+    history: orm.Dict | None = None,
+    labels_gate: orm.Dict | None = None,
+    reference: DatasetData | None = None,
 ) -> orm.Dict:
     """Specification of the next selection: so many labels, for what is left of the budget.
 
     :param history: of the rounds before.
     :param labels_gate: summary of labels of this round that measured the embedding error: they are paid for.
+    :param reference: labelled rows: where frames are promoted, what the cheap labels among them cost is what the
+        selected frames are taken to cost.
     """
     full = _full(settings)
-    return orm.Dict(full.selection(_left(full, history, labels_gate)))
+    spec = full.selection(_left(full, history, labels_gate))
+    if full.promote is not None and reference is not None and spec.get("cost") is None:
+        cheap = reference.column("fidelity") != full.promote["fidelity"]
+        cost = measured_cost(reference.column("cost")[cheap], reference.column("natoms")[cheap])
+        spec["cost"] = None if cost is None else asdict(cost)
+    return orm.Dict(spec)
 
 
 @calcfunction

@@ -47,8 +47,8 @@ def section(tree: ProcessTree) -> Section:
         facts.append(Fact("in all", Number(total / divisor, unit, (root.uuid,))))
     tables = [_stage_table(stages)] if stages else []
     forecast = _forecasts(tree)
-    if forecast:
-        tables.append(_forecast_table(forecast))
+    if every := [*forecast, *_dear_forecasts(tree)]:
+        tables.append(_forecast_table(every))
     tables += _budget_table(tree)
     figures = [*_stage_figure(stages), *_forecast_figure(forecast)]
     notes: tuple[str, ...] = ()
@@ -227,10 +227,25 @@ def _forecasts(tree: ProcessTree) -> list[tuple[str, Number, Number]]:
             continue
         prefix = process.name.removesuffix("select")
         labels = [one for one in tree.children.get(caller.pk, []) if one.name == f"{prefix}label"]
-        spent = _label_costs(tree, labels)
+        cheap = [one for label in labels for one in tree.children.get(label.pk, []) if one.name == "label_cheap"]
+        spent = _label_costs(tree, cheap or labels)
         number = Number(sum(value for value, _ in spent) if spent else None, "core-s", tuple(uuid for _, uuid in spent))
         name = prefix.strip("_").replace("_", " ") or "selection"
         found.append((name, Number(expected * _HOUR, "core-s", (summary.uuid,)), number))
+    return found
+
+
+def _dear_forecasts(tree: ProcessTree) -> list[tuple[str, Number, Number]]:
+    """The same of each allocation of dear labels."""
+    found = []
+    for process in tree.find("account_for_labels"):
+        account, caller = tree.output(process, "result"), tree.caller(process)
+        if account is None or caller is None:
+            continue
+        name = caller.name.removesuffix("label").strip("_").replace("_", " ")
+        costs = (account["forecast_core_hours"], account["core_hours"])
+        expected, spent = (Number(None if c is None else c * _HOUR, "core-s", (account.uuid,)) for c in costs)
+        found.append((f"{name} labels at {account['target']}".strip(), expected, spent))
     return found
 
 
