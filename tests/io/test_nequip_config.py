@@ -15,6 +15,7 @@ from aiida_mlip.errors import FileFormatError, InvalidInputError
 from aiida_mlip.io.nequip_config import TrainingData, TrainingStart, config_text, nequip_config, time_limit_of
 from aiida_mlip.io.nequip_output import Ending, data_statistics, is_diverged, read_metrics, why_ended
 from aiida_mlip.io.nequip_script import after_training, before_training, read_status
+from aiida_mlip.io.training_levels import TrainingLevels
 from aiida_mlip.protocols.train import train_settings
 
 DATA = TrainingData(("Si", "O"), {"Si": -110.0, "O": -430.0}, 1.5, with_energy=True, with_forces=True, with_stress=True)
@@ -212,3 +213,103 @@ def test_a_bounded_error_never_diverges(values):
 def test_statistics_of_the_loader():
     line = "[2026-11-21 07:35:19,330][nequip.data.stats_manager][INFO] - [rank: 0] num_frames: 48.0\n"
     assert data_statistics(line) == {"num_frames": 48.0}
+
+
+# -- several levels of theory --------------------------------------------------------------------------------------
+
+SEVERAL = {"fidelities": ["lda", "pbe"], "num_features": 4}
+
+
+def differences(one, other, path=()):
+    """Paths at which two configurations differ, with what the second has there."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted({*one, *other})
+        return {
+            place: value
+            for key in keys
+            for place, value in differences(one.get(key), other.get(key), (*path, key)).items()
+        }
+    return {} if one == other else {path: other}
+
+
+def test_several_levels_change_nothing_but_what_tells_them_apart():
+    single, joint, pooled = (
+        config(),
+        config(multi_fidelity=SEVERAL),
+        config(multi_fidelity={**SEVERAL, "method": "pooled"}),
+    )
+    changed = differences(single, joint)
+    assert set(changed) == {
+        ("data", "include_keys"),
+        ("data", "stats_manager", "metrics"),
+        ("training_module", "model", "categorical_graph_field_embed"),
+    }
+    assert changed["data", "include_keys"] == ["dataset"]
+    assert changed["training_module", "model", "categorical_graph_field_embed"] == [
+        {"field": "dataset", "num_features": 4, "min": 0, "max": 1}
+    ]
+    added = changed["data", "stats_manager", "metrics"][len(single["data"]["stats_manager"]["metrics"]) :]
+    assert [entry["name"] for entry in added] == ["num_frames_0", "num_frames_1"]
+    assert [entry["metric"]["transform_pred"]["other"] for entry in added] == [0, 1]
+    assert set(differences(joint, pooled)) == {("training_module", "model", "categorical_graph_field_embed")}
+
+
+def test_training_and_validation_follow_their_own_labels():
+    """Energies alone at the target: forces are learned from the other level, and the validation is of energies."""
+    data = TrainingData(
+        ("Si",),
+        {"Si": 0.0},
+        1.5,
+        with_energy=True,
+        with_forces=True,
+        with_stress=False,
+        validated=frozenset({"energy"}),
+    )
+    module = config(data, multi_fidelity=SEVERAL)["training_module"]
+    names = {
+        key: [entry["name"] for entry in module[key]["metrics"]] for key in ("loss", "train_metrics", "val_metrics")
+    }
+    assert names == {
+        "loss": ["energy_per_atom", "forces"],
+        "train_metrics": ["energy_per_atom", "forces"],
+        "val_metrics": ["energy_per_atom"],
+    }
+    with pytest.raises(InvalidInputError, match="validation frames lack every label"):
+        config(data, multi_fidelity=SEVERAL, loss={"energy": 0.0})
+
+
+def test_weights_from_another_level_get_new_shifts():
+    start = TrainingStart(initial_package="initial/model.nequip.zip", new_references=True)
+    assert config(start=start)["training_module"]["model"] == {
+        "_target_": "nequip.model.modify",
+        "modifiers": [{"modifier": "modify_PerTypeScaleShift", "shifts": {"Si": -110.0, "O": -430.0}}],
+        "model": {"_target_": "nequip.model.ModelFromPackage", "package_path": "initial/model.nequip.zip"},
+    }
+
+
+def test_the_level_of_a_frame_cannot_be_overridden():
+    with pytest.raises(InvalidInputError, match="include_keys cannot be set"):
+        config(multi_fidelity=SEVERAL, nequip={"data": {"include_keys": ["charge"]}})
+
+
+def test_statistics_of_each_level():
+    lines = [
+        f"[x][nequip.data.stats_manager][INFO] - [rank: 0] num_frames{name}: {n}.0"
+        for name, n in (("", 30), ("_0", 20), ("_1", 10))
+    ]
+    assert data_statistics("\n".join(lines)) == {"num_frames": 30.0, "num_frames_0": 20.0, "num_frames_1": 10.0}
+
+
+def test_levels_of_a_training_survive_a_round_trip():
+    levels = TrainingLevels(
+        fidelities=("lda", "pbe"),
+        target="pbe",
+        joint=True,
+        reference_energies={"lda": {"Si": -5.0}, "pbe": {"Si": -7.0}},
+        energy_shifts={"lda": {"Si": 2.0}, "pbe": {"Si": 0.0}},
+        repetition=3,
+    )
+    assert TrainingLevels.from_text(levels.text(), source="x") == levels
+    for text in ("{", "[]", '{"fidelities": ["a"]}'):
+        with pytest.raises(FileFormatError, match="x: not the levels of a training"):
+            TrainingLevels.from_text(text, source="x")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.frames import Failure, Frames, concatenate, digest, from_ase, id_keys
-from aiida_mlip.kernel.splits import ALWAYS_TRAINED, Part, group_rows, split_frames, usable_rows
+from aiida_mlip.kernel.splits import ALWAYS_TRAINED, Part, group_rows, repetition, split_frames, usable_rows
 
 
 def labelled(n: int, *, groups: list[int] | None = None, seed: int = 0) -> Frames:
@@ -167,3 +167,64 @@ def test_rows_that_are_always_trained_on(group_by):
     few = labelled(4).with_columns(group_id=np.stack([*labelled(4).frame_id[:2], ALWAYS_TRAINED, ALWAYS_TRAINED]))
     with pytest.raises(InvalidInputError, match="only 2 group"):
         split_frames(few, test=0.3, val=0.3, seed=0, group_by=group_by)
+
+
+# -- several levels of theory ------------------------------------------------------------------------------------
+
+
+def at_several(groups: list[int], at_target: list[bool]) -> Frames:
+    """A frame per entry labelled at "low", and those of ``at_target`` at "high" too."""
+    low = labelled(len(groups), groups=groups).with_columns(fidelities=("low",))
+    return concatenate([low, low.take(np.array(at_target)).with_columns(fidelities=("high",))])
+
+
+LEVELS = {
+    "groups": st.lists(st.integers(0, 9), min_size=8, max_size=40),
+    "chosen": st.integers(0, 2**40 - 1),
+    "seed": st.integers(0, 1000),
+    "bag": st.sampled_from([0.5, 1.0]),
+    "test": st.sampled_from([0.0, 0.2]),
+}
+
+
+@given(**LEVELS)
+@settings(max_examples=60, deadline=None)
+def test_rows_at_the_target_are_dealt_out_as_if_alone_and_others_follow(groups, chosen, seed, bag, test):
+    at_target = [bool(chosen >> i & 1) for i in range(len(groups))]
+    frames = at_several(groups, at_target)
+    assume(any(at_target))
+    target = frames.fidelity == frames.fidelity_index("high")
+    number = group_rows(frames)
+    assume(len(np.unique(number[target])) >= 3)
+    options = {"test": test, "val": 0.2, "seed": seed, "bag": bag, "members": 2, "fidelity": "high"}
+    alone = split_frames(frames, **options)
+    split = split_frames(frames, others=["low"], **options)
+    np.testing.assert_array_equal(split.parts[:, target], alone.parts[:, target])
+    for parts in split.parts:
+        for group in np.unique(number):
+            assert len(np.unique(parts[number == group])) == 1  # no leakage, whatever the level
+        without = ~np.isin(number, number[target])
+        assert np.isin(parts[without], (Part.TRAIN, Part.UNUSED)).all()
+        if bag == 1.0:
+            assert (parts[without] == Part.TRAIN).all()
+
+
+def test_bags_leave_out_groups_without_the_target_too():
+    frames = at_several([0] * 40, [i < 8 for i in range(40)])
+    split = split_frames(frames, test=0.0, val=0.2, seed=0, members=2, bag=0.5, fidelity="high", others=["low"])
+    without = np.arange(40) >= 8
+    counts = [(parts[:40][without] == Part.TRAIN).sum() for parts in split.parts]
+    assert counts == [16, 16]
+    assert (split.parts[0] != split.parts[1]).any()
+
+
+@given(st.integers(1, 500), st.integers(0, 5000), st.floats(0.0, 0.9))
+def test_repetition_comes_next_to_the_share(n_target, n_others, share):
+    times = repetition(n_target, n_others, share)
+
+    def wanted(r):  # distance of the number of repetitions from the exact one
+        return abs(r * n_target - share / (1 - share) * n_others)
+
+    assert times >= 1
+    assert all(wanted(times) <= wanted(r) + 1e-6 for r in (times - 1, times + 1) if r >= 1)
+    assert repetition(n_target, n_others, 0.0) == 1

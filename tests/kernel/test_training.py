@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from emt_frames import emt_frames
 
 from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.frames import concatenate
-from aiida_mlip.kernel.training import split_for, tabulate_errors, training_fidelity
+from aiida_mlip.kernel.splits import Part
+from aiida_mlip.kernel.training import (
+    check_labels,
+    joint_parts,
+    labels_of,
+    repeated,
+    split_for,
+    tabulate_errors,
+    training_counts,
+    training_fidelity,
+)
 
 
 def test_fidelity_is_the_only_one_or_the_chosen_one():
@@ -44,3 +55,60 @@ def test_table_means_numbers_and_keeps_what_lacks():
     assert table["external"] == other
     assert table["members"]["member_1"]["test"] == other
     assert "train" not in table
+
+
+# -- several levels of theory ------------------------------------------------------------------------------------
+
+SPLIT = {"test": 0.2, "val": 0.2, "seed": 0}
+
+
+def both_levels(n=20, n_high=10):
+    low = emt_frames(n, fidelity="low")
+    return concatenate([low, low.take(range(n_high)).with_columns(fidelities=("high",))])
+
+
+def without(frames, *labels):
+    return frames.with_columns(**{name: np.full_like(getattr(frames, name), np.nan) for name in labels})
+
+
+def test_an_epoch_has_the_share_of_the_target_and_validates_on_it_alone():
+    frames = both_levels()
+    levels = ["low", "high"]
+    parts = split_for(frames, SPLIT, members=1, fidelity="high", fidelities=levels).parts[0]
+    train, val, times = joint_parts(frames, parts, target="high", fidelities=levels, share=1 / 3)
+    rows = training_counts(frames, parts, levels)
+    assert rows == {"low": 16, "high": 6}
+    assert len(train) == 22
+    assert (val.fidelity == val.fidelity_index("high")).all()
+    assert len(val) == 2
+    epoch = repeated(train, "high", times)
+    assert times == 1
+    assert len(epoch) == 22
+    assert len(repeated(train, "high", 3)) == 16 + 3 * 6
+
+
+def test_a_level_without_rows_to_train_on_is_named():
+    high = emt_frames(6, fidelity="high")
+    held_out = split_for(high, SPLIT, members=1, fidelity="high").parts[0] != Part.TRAIN
+    frames = concatenate([high, high.take(held_out).with_columns(fidelities=("low",))])
+    with pytest.raises(InvalidInputError, match="member 0 has no row at fidelity 'low' to train on"):
+        split_for(frames, SPLIT, members=1, fidelity="high", fidelities=["low", "high"])
+
+
+def test_a_level_without_labels_is_named():
+    with pytest.raises(InvalidInputError, match="no row is labelled at fidelity 'hse'; there are labels at high, low"):
+        split_for(both_levels(), SPLIT, members=1, fidelity="high", fidelities=["low", "hse", "high"])
+
+
+def test_energies_alone_are_refused_unless_asked_for():
+    frames = both_levels()
+    loss = {"energy": 1.0, "forces": 1.0, "stress": 0.0}
+    bare = without(frames, "forces", "stress")
+    with pytest.raises(InvalidInputError, match="none of the 30 training rows has forces, but the loss weighs them"):
+        check_labels(bare, frames, loss)
+    check_labels(bare, bare, {**loss, "forces": 0.0})
+    # energies alone at the target are fine, and what is validated on
+    check_labels(concatenate([frames, bare]), bare, loss)
+    with pytest.raises(InvalidInputError, match="30 validation rows lack every label"):
+        check_labels(frames, bare, {**loss, "energy": 0.0})
+    assert labels_of(bare) == {"energy"}

@@ -62,3 +62,44 @@ def test_reduce_batch_size_halves_until_one():
     assert sizes == [2, 1]
     with pytest.raises(ProtocolError, match="already 1"):
         reduce_batch_size(spec)
+
+
+# -- several levels of theory ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ({"multi_fidelity": {"fidelities": ["pbe"]}}, "multi_fidelity.fidelities.*at least 2"),
+        (
+            {"multi_fidelity": {"fidelities": ["lda", "pbe", "lda"]}},
+            "two fidelities with the same index: 'lda' is named as number 0 and as number 2",
+        ),
+        ({"multi_fidelity": {"fidelities": ["lda", "pbe"]}, "fidelity": "hse"}, "'hse' is none of multi_fidelity"),
+        ({"multi_fidelity": {"fidelities": ["lda", "pbe"], "target_share": 1.0}}, "target_share.*less than 1"),
+        ({"multi_fidelity": {"fidelities": ["lda", "pbe"], "method": "delta"}}, "method.*'delta'"),
+        ({"multi_fidelity": {"fidelitys": ["lda", "pbe"]}}, "did you mean 'fidelities'"),
+    ],
+)
+def test_mistakes_of_several_levels_are_named(spec, message):
+    with pytest.raises(ProtocolError, match=message):
+        train_settings(spec)
+
+
+def test_the_target_is_the_last_level_or_the_one_named():
+    several = {"fidelities": ["lda", "pbe"]}
+    assert train_settings({"multi_fidelity": several}).target == "pbe"
+    assert train_settings({"multi_fidelity": several, "fidelity": "lda"}).target == "lda"
+    assert train_settings({}).target is None
+    assert [
+        train_settings({"multi_fidelity": {**several, "method": name}}).joint for name in ("embedding", "pooled")
+    ] == [
+        True,
+        False,
+    ]
+
+
+def test_settings_of_several_levels_survive_a_round_trip():
+    found = train_settings({"multi_fidelity": {"fidelities": ["lda", "pbe"], "num_features": 4}})
+    assert train_settings(found.model_dump()) == found
+    assert train_settings({**train_settings({}).model_dump(exclude={"multi_fidelity"})}).levels == ()
