@@ -152,6 +152,13 @@ def evaluate_code(localhost):
     return _code(localhost, "aiida-mlip-evaluate", BIN / "aiida-mlip-evaluate", "aiida_mlip.evaluate")
 
 
+@pytest.fixture
+def preloaded_evaluate_code(localhost, preloaded_programs):
+    """What aiida-mlip-evaluate of this environment does, without its start-up."""
+    program = preloaded_programs / "aiida-mlip-evaluate"
+    return _code(localhost, "preloaded-aiida-mlip-evaluate", program, "aiida_mlip.evaluate")
+
+
 def debian_pseudo_folder() -> Path:
     """Folder of the pseudopotentials that come with Debian's quantum-espresso-data."""
     listing = subprocess.run(["dpkg", "-L", "quantum-espresso-data"], capture_output=True, text=True, check=False)

@@ -99,6 +99,7 @@ def request_of(potential: PotentialData, fidelity: str) -> BakeRequest:
         fidelity=fidelity,
         index=potential.fidelities.index(fidelity),
         shifts={symbol: float(energies[symbol]) for symbol in potential.species},
+        change=potential.energy_shifts.get(fidelity, {}),
     )
 
 

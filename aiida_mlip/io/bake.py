@@ -24,6 +24,7 @@ class BakeRequest(BaseModel):
     :param fidelity: name of the level of theory.
     :param index: its number in the model.
     :param shifts: energy (eV) of an atom by itself at that level of theory, for each of the model's types.
+    :param change: by how much these differ from the shifts of the joint model; what it does not name is not checked.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -34,6 +35,7 @@ class BakeRequest(BaseModel):
     fidelity: str
     index: int = Field(ge=0)
     shifts: dict[str, float]
+    change: dict[str, float] = Field(default_factory=dict)
 
 
 def read_bake_request(path: Path) -> BakeRequest:

@@ -9,6 +9,7 @@ from aiida import orm
 from aiida.common import AttributeDict
 from aiida.engine import ExitCode, ToContext, if_, while_
 
+from aiida_mlip.calculations.bake import BakeCalculation
 from aiida_mlip.calculations.evaluate import EvaluateCalculation
 from aiida_mlip.calculations.functions.calibrate import calibrate, judge_potential
 from aiida_mlip.calculations.functions.train import plan_training, planned_split, tabulate
@@ -23,14 +24,15 @@ from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workchains.nequip_base import NequipBaseWorkChain
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 
-#: How an evaluation ends that something from outside has ended. Whoever kills for want of memory does not say so.
+#: How a job ends that something from outside has ended. Whoever kills for want of memory does not say so.
 _INTERRUPTED: Final[frozenset[int]] = frozenset(
-    code.status
-    for code in (
-        EvaluateCalculation.exit_codes.ERROR_OUTPUT_MISSING,
-        EvaluateCalculation.exit_codes.ERROR_OUTPUT_UNREADABLE,
-        EvaluateCalculation.exit_codes.ERROR_OUT_OF_MEMORY,
-        EvaluateCalculation.exit_codes.ERROR_SCHEDULER_NODE_FAILURE,
+    codes[name].status
+    for codes in (EvaluateCalculation.exit_codes, BakeCalculation.exit_codes)
+    for name in (
+        "ERROR_OUTPUT_MISSING",
+        "ERROR_OUTPUT_UNREADABLE",
+        "ERROR_OUT_OF_MEMORY",
+        "ERROR_SCHEDULER_NODE_FAILURE",
     )
 )
 
@@ -41,6 +43,9 @@ class TrainWorkChain(SubmitOnceWorkChain):
     Entry point ``aiida_mlip.train``. Each potential comes with its errors, the grades of its training environments and
     - in a committee - the calibration of the committee's deviation. Members that could be trained are returned, also
     when others failed or could not be judged.
+
+    Joint models of several levels of theory (``multi_fidelity`` in the settings) are baked at the level that is asked
+    for: it is the baked potentials that are judged, and ``joint_potentials`` that a later training starts from.
     """
 
     @classmethod
@@ -68,7 +73,7 @@ class TrainWorkChain(SubmitOnceWorkChain):
             help="Warm start: `all`, or one for each `member_<i>`.",
         )
         spec.input("codes.train", valid_type=orm.AbstractCode, help="nequip-train, by its absolute path.")
-        spec.input("codes.evaluate", valid_type=orm.AbstractCode, help="aiida-mlip-evaluate.")
+        spec.input("codes.evaluate", valid_type=orm.AbstractCode, help="aiida-mlip-evaluate; it bakes as well.")
         spec.input(
             "options.train",
             valid_type=orm.Dict,
@@ -100,6 +105,11 @@ class TrainWorkChain(SubmitOnceWorkChain):
                 cls.run_train,
                 cls.inspect_train,
             ),
+            cls.check_trained,
+            while_(cls.has_unbaked_potentials)(
+                cls.run_bake,
+                cls.inspect_bake,
+            ),
             cls.check_potentials,
             while_(cls.has_unevaluated_potentials)(
                 cls.run_evaluate,
@@ -113,6 +123,13 @@ class TrainWorkChain(SubmitOnceWorkChain):
         )
 
         spec.output_namespace("potentials", valid_type=PotentialData, dynamic=True, required=False, help="`member_<i>`")
+        spec.output_namespace(
+            "joint_potentials",
+            valid_type=PotentialData,
+            dynamic=True,
+            required=False,
+            help="Of several levels of theory, for `initial_potentials` or `aiida_mlip.bake`: `member_<i>`",
+        )
         spec.output_namespace(
             "calibrations", valid_type=orm.Dict, dynamic=True, required=False, help="Of a committee: `member_<i>`"
         )
@@ -143,6 +160,8 @@ class TrainWorkChain(SubmitOnceWorkChain):
         spec.exit_code(401, "ERROR_EVALUATION_FAILED", message="The errors of {names} could not be measured.")
         spec.exit_code(402, "ERROR_GRADES_FAILED", message="Members {members} have no grades: {reason}")
         spec.exit_code(403, "ERROR_CALIBRATION_FAILED", message="The committee could not be calibrated: {reason}")
+
+        spec.exit_code(404, "ERROR_BAKING_FAILED", message="Members {members} could not be baked: {reason}")
 
     @classmethod
     def get_builder_from_protocol(
@@ -181,8 +200,10 @@ class TrainWorkChain(SubmitOnceWorkChain):
         """Start with nothing trained."""
         self.ctx.settings = {}
         self.ctx.untrained = []
+        self.ctx.unbaked = []
         self.ctx.unevaluated = []
         self.ctx.running = []
+        self.ctx.joint_potentials = {}
         self.ctx.potentials = {}
         self.ctx.errors = {}
         self.ctx.parity = {}
@@ -190,7 +211,8 @@ class TrainWorkChain(SubmitOnceWorkChain):
         self.ctx.calibrations = {}
         self.ctx.failed_members = []
         self.ctx.failed_evaluations = []
-        self.ctx.evaluated_again = []
+        self.ctx.repeated = []
+        self.ctx.not_baked = {}
         self.ctx.ungraded = {}
         self.ctx.uncalibrated = None
 
@@ -230,7 +252,12 @@ class TrainWorkChain(SubmitOnceWorkChain):
                 if name in node.outputs:
                     self.out(f"{port}.member_{member}", node.outputs[name])
             if "potential" in node.outputs:
-                self.ctx.potentials[str(member)] = node.outputs.potential.uuid
+                potential = node.outputs.potential
+                if potential.joint:
+                    self.out(f"joint_potentials.member_{member}", potential)
+                    self.ctx.joint_potentials[str(member)] = potential.uuid
+                else:
+                    self.ctx.potentials[str(member)] = potential.uuid
             if not node.is_finished_ok:
                 self.ctx.failed_members.append(member)
                 self.report(
@@ -239,10 +266,46 @@ class TrainWorkChain(SubmitOnceWorkChain):
                 )
         self.ctx.running = []
 
-    def check_potentials(self) -> ExitCode | None:
-        """End here when there is no potential at all; else measure the errors of those there are."""
-        if not self.ctx.potentials:
+    def check_trained(self) -> ExitCode | None:
+        """End here when there is no potential at all; else bake those that are joint."""
+        if not self.ctx.potentials and not self.ctx.joint_potentials:
             return self.exit_codes.ERROR_NO_POTENTIAL
+        self.ctx.unbaked = [f"bake_{member}" for member in self.ctx.joint_potentials]
+        return None
+
+    def has_unbaked_potentials(self) -> bool:
+        """Whether joint potentials are left to bake."""
+        return bool(self.ctx.unbaked)
+
+    def run_bake(self) -> ToContext:
+        """Make ordinary potentials of the next joint ones side by side."""
+        self.ctx.running = self.ctx.unbaked[: self.inputs.max_concurrent.value]
+        self.ctx.unbaked = self.ctx.unbaked[len(self.ctx.running) :]
+        for name in self.ctx.running:
+            node = self.submit(BakeCalculation, **self._baking_inputs(name))
+            self.report(f"baking the potential of member {name.removeprefix('bake_')}: BakeCalculation<{node.pk}>")
+            self.to_context(**{name: node})
+        return ToContext()
+
+    def inspect_bake(self) -> None:
+        """Take the ordinary potentials."""
+        for name in self.ctx.running:
+            node, member = self.ctx[name], name.removeprefix("bake_")
+            if "potential" in node.outputs:
+                self.ctx.potentials[member] = node.outputs.potential.uuid
+            elif not self._put_back(name, node, self.ctx.unbaked):
+                self.ctx.not_baked[member] = node.exit_message
+            if not node.is_finished_ok:
+                self.report(
+                    f"member {member}: BakeCalculation<{node.pk}> failed with exit status {node.exit_status}: "
+                    f"{node.exit_message}"
+                )
+        self.ctx.running = []
+
+    def check_potentials(self) -> ExitCode | None:
+        """End here when none of the joint potentials could be baked; else measure the errors of those there are."""
+        if not self.ctx.potentials:
+            return self._not_baked()
         kinds = ("member", "external") if "test_dataset" in self.inputs else ("member",)
         self.ctx.unevaluated = [f"{kind}_{member}" for member in self.ctx.potentials for kind in kinds]
         return None
@@ -276,7 +339,7 @@ class TrainWorkChain(SubmitOnceWorkChain):
             if not node.is_finished_ok:
                 if node.exit_status == without_grades:
                     self.ctx.ungraded[name] = node.exit_message
-                elif not self._evaluated_again(name, node):
+                elif not self._put_back(name, node, self.ctx.unevaluated):
                     self.ctx.failed_evaluations.append(name)
                 self.report(
                     f"{name}: EvaluateCalculation<{node.pk}> failed with exit status {node.exit_status}: "
@@ -328,6 +391,8 @@ class TrainWorkChain(SubmitOnceWorkChain):
             self.out("errors", tabulate(**errors, metadata={"call_link_label": "tabulate"}))
         if self.ctx.failed_members:
             return self.exit_codes.ERROR_SOME_MEMBERS_FAILED.format(members=self.ctx.failed_members)
+        if self.ctx.not_baked:
+            return self._not_baked()
         if self.ctx.failed_evaluations:
             return self.exit_codes.ERROR_EVALUATION_FAILED.format(names=", ".join(self.ctx.failed_evaluations))
         if self.ctx.ungraded:
@@ -339,13 +404,17 @@ class TrainWorkChain(SubmitOnceWorkChain):
 
     # -- parts of steps ----------------------------------------------------------------------------------------
 
-    def _evaluated_again(self, name: str, node: orm.CalcJobNode) -> bool:
-        """Put an evaluation that something from outside has ended back into the queue, once."""
-        if node.exit_status not in _INTERRUPTED or name in self.ctx.evaluated_again:
+    def _put_back(self, name: str, node: orm.CalcJobNode, queue: list[str]) -> bool:
+        """Put a job that something from outside has ended back into its queue, once."""
+        if node.exit_status not in _INTERRUPTED or name in self.ctx.repeated:
             return False
-        self.ctx.evaluated_again.append(name)
-        self.ctx.unevaluated.append(name)
+        self.ctx.repeated.append(name)
+        queue.append(name)
         return True
+
+    def _not_baked(self) -> ExitCode:
+        reason = "; ".join(sorted(set(self.ctx.not_baked.values())))
+        return self.exit_codes.ERROR_BAKING_FAILED.format(members=", ".join(self.ctx.not_baked), reason=reason)
 
     def _planned(self, name: str) -> orm.Node:
         return orm.load_node(self.ctx.plan[name])
@@ -366,6 +435,21 @@ class TrainWorkChain(SubmitOnceWorkChain):
             inputs.nequip["initial_potential"] = potential
         return inputs
 
+    def _baking_inputs(self, name: str) -> AttributeDict:
+        member = name.removeprefix("bake_")
+        again = "_again" if name in self.ctx.repeated else ""
+        return AttributeDict(
+            {
+                "code": self.inputs.codes.evaluate,
+                "potential": orm.load_node(self.ctx.joint_potentials[member]),
+                "fidelity": self._planned("fidelity"),
+                "metadata": {
+                    "call_link_label": f"bake_member_{member}{again}",
+                    "options": self._options("evaluate"),
+                },
+            }
+        )
+
     def _evaluation_inputs(self, name: str) -> AttributeDict:
         kind, _, member = name.rpartition("_")
         inputs = AttributeDict(
@@ -374,7 +458,7 @@ class TrainWorkChain(SubmitOnceWorkChain):
                 "potential": orm.load_node(self.ctx.potentials[member]),
                 "settings": self._planned("external" if kind == "external" else "evaluation"),
                 "metadata": {
-                    "call_link_label": f"evaluate_{name}" + ("_again" if name in self.ctx.evaluated_again else ""),
+                    "call_link_label": f"evaluate_{name}" + ("_again" if name in self.ctx.repeated else ""),
                     "options": self._options("evaluate"),
                 },
             }

@@ -197,6 +197,17 @@ def _set_shifts(model: Any, shifts: Mapping[str, float]) -> dict[str, float]:
     return dict(zip(names, before * len(names) if len(before) == 1 else before, strict=True))
 
 
+def _check_energies(before: Mapping[str, float], request: BakeRequest) -> None:
+    """Refuse reference energies that are not those the joint model was trained with."""
+    for name, change in request.change.items():
+        if name in before and abs(before[name] + change - request.shifts[name]) > ENERGY_TOLERANCE:
+            raise InvalidInputError(
+                f"mixed reference energies: the joint model has {before[name]:.6f} eV for {name}, and was trained for "
+                f"{change:+.6f} eV more at {request.fidelity}, but the reference energy given is "
+                f"{request.shifts[name]:.6f} eV"
+            )
+
+
 # -- the package -----------------------------------------------------------------------------------------------
 
 
@@ -280,6 +291,7 @@ def write_baked(joint: _Archive, target: Path, request: BakeRequest, digest: str
         for mode in joint.modes:
             models = joint.models(mode)
             before = fold(models[_NAME], request.index, request.shifts)
+            _check_energies(before, request)
             exporter.save_pickle(_FOLDER, f"{mode}_model.pkl", models, dependencies=True)
     return before
 

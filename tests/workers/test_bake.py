@@ -18,7 +18,7 @@ from aiida_mlip.errors import FileFormatError, InvalidInputError
 from aiida_mlip.io.bake import BAKED, BakeRequest
 from aiida_mlip.io.model_package import read_package, sha256_of
 from aiida_mlip.kernel.frames import Frames, from_ase
-from aiida_mlip.workers.bake import NotExactError, bake
+from aiida_mlip.workers.bake import NotExactError, bake, fold
 from aiida_mlip.workers.inference import energy_shifts, predict
 from aiida_mlip.workers.model_loading import load_model
 
@@ -43,7 +43,8 @@ def crystals(n: int) -> Frames:
 
 
 def baked_package(folder: Path, joint: Path, index: int) -> Path:
-    request = BakeRequest(model=str(joint), fidelity=NAMES[index], index=index, shifts=SHIFTS[index])
+    change = {name: SHIFTS[index][name] - JOINT[name] for name in JOINT}
+    request = BakeRequest(model=str(joint), fidelity=NAMES[index], index=index, shifts=SHIFTS[index], change=change)
     bake(folder, request)
     return folder / BAKED
 
@@ -144,6 +145,7 @@ def test_it_cannot_be_baked_again(packages: list[Path], tmp_path: Path) -> None:
         ({"index": 3}, "index 3: the model knows 3 levels"),
         ({"shifts": {"Si": -1.0}}, r"shifts: given for \['Si'\], but the model's types are \['Si', 'C'\]"),
         ({"shifts": {"Si": -1.0, "C": 0.0, "Ge": 0.0}}, "but the model's types are"),
+        ({"shifts": {"Si": -1.0, "C": -2.5}, "change": {"Si": 0.0, "C": -0.6}}, r"mixed reference energies: .* -0\.6"),
     ],
 )
 def test_requests_that_do_not_fit_the_model(
@@ -153,6 +155,14 @@ def test_requests_that_do_not_fit_the_model(
     with pytest.raises(InvalidInputError, match=message):
         bake(tmp_path, BakeRequest(**values))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_trained_shifts_are_not_replaced(joint_toy_package: Path) -> None:
+    model = load_model(joint_toy_package, device="cpu").call
+    (module,) = (module for module in model.modules() if hasattr(module, "shifts_trainable"))
+    module.shifts_trainable = True
+    with pytest.raises(InvalidInputError, match="the shifts of the joint model were trained"):
+        fold(model, 0, JOINT)
 
 
 def test_an_ordinary_package_is_no_joint_one(toy_package: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ def plan_training(dataset: DatasetData, settings: orm.Dict) -> dict[str, orm.Dat
     """Split the frames and write out the settings of every member, of the live monitor and of what comes after.
 
     Outputs ``split``; ``settings_<i>`` and ``member_<i>`` for each member; ``monitor``; ``evaluation`` and
-    ``external``, of an evaluation on these frames and on others; ``calibration``.
+    ``external``, of an evaluation on these frames and on others; ``calibration``; of a joint model also ``fidelity``,
+    the one to bake.
     """
     try:
         full = protocol.train_settings(settings.get_dict())
@@ -36,6 +37,8 @@ def plan_training(dataset: DatasetData, settings: orm.Dict) -> dict[str, orm.Dat
         "external": orm.Dict({"device": full.device}),
         "calibration": orm.Dict({"level": full.calibration_level, "seed": full.seed}),
     }
+    if full.joint:
+        outputs["fidelity"] = orm.Str(str(full.target))
     for member in range(full.committee):
         outputs[f"settings_{member}"] = orm.Dict({**plain, "member": member})
         outputs[f"member_{member}"] = orm.Int(member)
