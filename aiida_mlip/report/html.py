@@ -14,6 +14,9 @@ from aiida_mlip.report.drawing import draw
 
 TEMPLATES: Final[Path] = Path(__file__).parent / "templates"
 _MARKS: Final[dict[str, str]] = {"good": "✓", "warn": "!", "bad": "✗", "running": "…", "": ""}
+#: Letters of a word that may be broken, and of a text that gets a column of some width.
+_LONG_WORD: Final[int] = 30
+_SENTENCE: Final[int] = 40
 _SUPERSCRIPT: Final[dict[int, int]] = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -32,7 +35,7 @@ def as_html(report: Report) -> str:
         moment=lambda when: f"{when.astimezone():%Y-%m-%d %H:%M}" if isinstance(when, datetime) else "",
         mark=lambda tone: _MARKS.get(tone, ""),
         slug=lambda key: re.sub(r"[^A-Za-z0-9_-]+", "-", key),
-        is_numeric=is_numeric,
+        column_classes=lambda table: [column_class(table, column) for column in range(len(table.columns))],
         anchor=lambda uuids: anchor(tuple(uuids), groups),
         origin=lambda uuids: origin(tuple(uuids), report),
         image=image,
@@ -69,11 +72,15 @@ def shown(number: Number) -> str:
     return _minus(f"{value:.4g}")
 
 
-def is_numeric(table: Table, column: int) -> bool:
-    """Whether a column holds numbers, which are set to the right."""
-    values = [row[column].value for row in table.rows]
-    known = [value for value in values if value is not None]
-    return bool(known) and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+def column_class(table: Table, column: int) -> str:
+    """How a column is set: ``r`` numbers, to the right; ``long`` words that may be broken; ``text`` sentences."""
+    known = [value for row in table.rows if (value := row[column].value) is not None]
+    if known and all(isinstance(value, int | float) and not isinstance(value, bool) for value in known):
+        return "r"
+    texts = [value for value in known if isinstance(value, str)]
+    if any(len(word) > _LONG_WORD for text in texts for word in text.split()):
+        return "long"
+    return "text" if any(len(text) > _SENTENCE for text in texts) else ""
 
 
 def anchor(uuids: tuple[str, ...], groups: dict[tuple[str, ...], str]) -> str:

@@ -21,8 +21,9 @@ from aiida_mlip.errors import InvalidInputError
 from aiida_mlip.kernel.frames import from_ase
 from aiida_mlip.report.content import Number, Table
 from aiida_mlip.report.drawing import draw
-from aiida_mlip.report.html import shown
+from aiida_mlip.report.html import column_class, shown
 from aiida_mlip.report.sections.parity import MOST_POINTS, cloud
+from aiida_mlip.report.sections.properties import _number
 from aiida_mlip.report.write import collect_report
 
 HOSTILE = "<script>alert('x')</script>\"'&{{7*7}}$\\frac{"
@@ -372,6 +373,43 @@ def test_a_browser_shows_it_without_errors(page_of, told, tmp_path):
     assert not [line for line in done.stderr.splitlines() if "CONSOLE" in line], done.stderr
     n_figures = sum(len(section.figures) for section in told[0].sections)
     assert done.stdout.count("<figure") == n_figures
+
+
+@pytest.mark.parametrize(("width", "medium"), [(390, "screen"), (1280, "screen"), (688, "print")])
+def test_it_overflows_nowhere(page_of, tmp_path, width, medium):
+    """Nothing is wider than a phone, a desktop, or A4 within its margins (182 mm); there tables cannot be scrolled."""
+    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page_of.read_text(encoding="utf-8"))
+    if medium == "print":
+        assert "@media print" in text
+        text = text.replace("@media print", "@media all")
+    measure = "document.title=[innerWidth,document.documentElement.scrollWidth].join(' ')"
+    page = tmp_path / "measured.html"
+    page.write_text(text.replace("</body>", f"<script>{measure}</script></body>"), encoding="utf-8")
+    done = browser(page, tmp_path, f"--window-size={width},2000", "--dump-dom", "--virtual-time-budget=5000")
+    inner, needed = map(int, re.search(r"<title>(\d+) (\d+)</title>", done.stdout).groups())
+    assert needed <= inner <= max(width, 500)  # some browsers have no narrower window
+
+
+@pytest.mark.parametrize(
+    ("column", "found"),
+    [
+        ((1, 2.5, None), "r"),
+        ((True, False), ""),
+        ((None,), ""),
+        (("passed", "failed"), ""),
+        (("passed", "harmonic, at the own equilibrium volume, imaginary modes are negative"), "text"),
+        (("code pw@localhost: /a/very/long/path/to/some/program.x",), "long"),
+    ],
+)
+def test_how_a_column_is_set(column, found):
+    table = Table("t", ("a", "b"), tuple((Number("x"), Number(value)) for value in column))
+    assert column_class(table, 1) == found
+
+
+def test_noise_in_a_list_of_numbers_is_zero():
+    """Acoustic modes at Γ; a list that is small all over is not noise."""
+    assert _number([-2.0e-7, 8e-8, 13.19], ()).value == "0, 0, 13.19"
+    assert _number([-2.0e-7, None, 1e-7], ()).value == "−2e−07, –, 1e−07"
 
 
 @pytest.mark.parametrize("width", [500, 1280])

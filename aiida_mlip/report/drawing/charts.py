@@ -99,7 +99,7 @@ def _ticks(axes: Any, data: Mapping[str, Any]) -> None:
     elif data.get("x_whole"):
         from matplotlib.ticker import MaxNLocator
 
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _numbers(values: Any) -> np.ndarray:

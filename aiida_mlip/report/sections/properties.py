@@ -13,6 +13,8 @@ from aiida_mlip.report.tree import ProcessTree
 _WORDS: Final[Mapping[str, tuple[str, Tone]]] = {
     "passed": ("passed", "good"), "failed": ("failed", "bad"), "not_judged": ("not judged", "")
 }  # fmt: skip
+#: Numbers so much smaller than the largest of their list are zero: acoustic modes at Γ.
+_NOISE: Final[float] = 1e-4
 
 
 def section(tree: ProcessTree) -> Section:
@@ -84,7 +86,9 @@ def _readable(entry: Mapping[str, Any]) -> str:
 
 def _number(value: Any, source: tuple[str, ...]) -> Number:
     if isinstance(value, list):
-        return Number(", ".join("–" if one is None else f"{one:.4g}" for one in value), uuids=source)
+        size = max((abs(one) for one in value if one is not None), default=0.0)
+        texts = ["–" if one is None else "0" if abs(one) < _NOISE * size else f"{one:.4g}" for one in value]
+        return Number(", ".join(texts).replace("-", "−"), uuids=source)
     return Number(value, uuids=source)
 
 
