@@ -11,7 +11,9 @@ from aiida.engine import calcfunction, run_get_node
 from ase.build import bulk
 
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.provenance import audit
+from aiida_mlip.errors import ProtocolError
 from aiida_mlip.kernel.frames import from_ase
 from aiida_mlip.workchains.validate import ValidateWorkChain
 
@@ -180,6 +182,66 @@ def test_reference_agrees_with_itself(builder, label_code):
     curves = results["curves"]["subject_00"]
     assert curves.get_array("s0_rdf_300k").max() > 2
     assert audit(node).passed
+
+
+@pytest.mark.nequip
+def test_a_committee_has_error_bars(emt_copper_committee, evaluate_code, explore_code):
+    """Two members: the value is their mean, the error bar their standard deviation, and both rest on both of them."""
+    potentials = {
+        f"m{i}": PotentialData.import_package(path) for i, path in enumerate(emt_copper_committee.packages[:2])
+    }
+    results, node = run_get_node(
+        ValidateWorkChain.get_builder_from_protocol(
+            orm.StructureData(ase=bulk("Cu", a=3.58)),
+            codes={"evaluate": evaluate_code, "explore": explore_code},
+            potentials=potentials,
+            protocol="fast",
+            overrides={**BARE, "eos": {"strain": 0.03, "points": 7, "fit_strain": 0.03}},
+            reference_values={"a0_ang": 3.59, "nonsense": 1},
+        )
+    )
+    assert node.is_finished_ok, node.exit_message
+    assert results["verdict"]["unused_reference_values"] == ["nonsense"]
+    found = entries(results)
+    each = [entries({"properties": results["values"][f"subject_0{i}"]}) for i in range(2)]
+    for name in ("a0_ang", "bulk_modulus_gpa"):
+        first, second = (member[name]["value"] for member in each)
+        assert first != second
+        assert found[name]["value"] == pytest.approx((first + second) / 2, rel=1e-12)
+        assert found[name]["error_bar"] == pytest.approx(abs(first - second) / 2**0.5, rel=1e-9)
+        assert {uuid for member in each for uuid in member[name]["uuids"]} <= set(found[name]["uuids"])
+    assert found["a0_ang"]["passed"]  # within one part in a hundred of EMT's own
+    assert found["bulk_modulus_gpa"]["passed"] is None  # no reference
+    assert audit(node).passed
+
+
+@pytest.mark.nequip
+def test_input_is_refused_before_anything_is_submitted(builder, toy_package, evaluate_code, explore_code):
+    from ase import Atoms
+
+    def message(make):
+        with pytest.raises(Exception) as caught:  # noqa: PT011 - AiiDA's own, of several classes
+            run_get_node(make)
+        return str(caught.value)
+
+    potential = {"only": PotentialData.import_package(toy_package)}
+    codes = {"evaluate": evaluate_code, "explore": explore_code}
+    copper = DatasetData.from_frames(from_ase([bulk("Cu")]))
+    assert "does not cover Cu" in message(
+        ValidateWorkChain.get_builder_from_protocol(copper, codes=codes, potentials=potential)
+    )
+    assert "structure 0" in message(builder("emt", structures=[Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]])]))
+    assert "either" in message(ValidateWorkChain.get_builder_from_protocol(copper, codes=codes))
+    assert "codes.evaluate" in message(
+        ValidateWorkChain.get_builder_from_protocol(
+            DatasetData.from_frames(from_ase([bulk("Si")])), codes={}, potentials=potential
+        )
+    )
+    assert "reference_values.a0_ang" in message(builder("emt", reference_values={"a0_ang": "large"}))
+    with pytest.raises(ProtocolError, match="did you mean 'phonons'"):
+        builder("emt", {"phonon": {}})
+    with pytest.raises(ProtocolError, match="unknown property 'a1'"):
+        builder("emt", {"thresholds": {"a1": {"absolute": 1}}})
 
 
 def test_exit_codes(builder, localhost):
