@@ -13,7 +13,7 @@ PARTS = {"train": "training", "val": "validation", "test": "held out", "external
 
 
 def print_results(node: orm.ProcessNode, *, console: Console | None = None) -> None:
-    """Print what a ``develop`` or ``train`` workchain reached, complete or not."""
+    """Print what a ``develop``, ``train`` or ``train_fidelities`` workchain reached, complete or not."""
     if console is None:
         console = Console(highlight=False)
         console = console if console.is_terminal else Console(highlight=False, width=120)  # a log file does not wrap
@@ -24,6 +24,8 @@ def print_results(node: orm.ProcessNode, *, console: Console | None = None) -> N
         _print_allocation(outputs.allocation, console)
     if "errors" in outputs:
         console.print(errors_table(outputs.errors))
+    if "table" in outputs:
+        console.print(methods_table(outputs.table))
     for name, potential in outputs.potentials.items() if "potentials" in outputs else ():
         console.print(f"potential {name}: PotentialData<{potential.pk}> {potential.uuid}", soft_wrap=True)
     if "dataset" in outputs:
@@ -57,6 +59,39 @@ def errors_table(errors: orm.Dict) -> Table:
             _number(row["force_rms_ev_per_ang"], 1, ".3f"),
             _number(row["force_rmse_relative"], 100, ".1f", " %"),
             _number(row["stress_rmse_gpa"], 1, ".3f"),
+        )
+    return table
+
+
+def methods_table(node: orm.Dict) -> Table:
+    """Methods of learning from several fidelities side by side, and the gap between the labels, with their node."""
+    content = node.get_dict()
+    gaps = [
+        f"labels at {low} and {content['target']} differ by {_number(gap['force_rms_ev_per_ang'], 1, '.4f', ' eV/Å')} "
+        f"and {_number(gap['energy_rms_ev_per_atom'], 1000, '.2f', ' meV/atom')} rms on {gap['n_frames']} frames"
+        for low, gap in content["gap"].items()
+        if gap["n_frames"]
+    ]
+    missing = [f"without a result: {', '.join(content['missing'])}"] if content["missing"] else []
+    table = Table(
+        title=f"errors at {content['target']} on {content['held_out']['rows']} rows that no method has seen",
+        caption="\n".join([*gaps, *missing, f"from Dict<{node.pk}> {node.uuid}"]),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("method")
+    for column in ("labels", "energy RMSE\nmeV/atom", "energy MAE\nmeV/atom", "force RMSE\neV/Å", "force MAE\neV/Å"):
+        table.add_column(column, justify="right")
+    table.add_column("training\ns", justify="right")
+    for method, row in content["methods"].items():
+        table.add_row(
+            method + (" (result)" if method == content["result"] else ""),
+            ", ".join(f"{count} {name}" for name, count in row["labels"].items()),
+            _number(row["energy_rmse_ev_per_atom"], 1000, ".2f"),
+            _number(row["energy_mae_ev_per_atom"], 1000, ".2f"),
+            _number(row["force_rmse_ev_per_ang"], 1, ".4f"),
+            _number(row["force_mae_ev_per_ang"], 1, ".4f"),
+            _number(row["training_seconds"], 1, ".0f"),
         )
     return table
 
