@@ -126,7 +126,9 @@ class TrainSettings(SpecModel):
     :param multi_fidelity: train on several levels of theory; nothing: on one.
     :param device: ``auto`` takes a GPU when there is one.
     :param threads: of torch on the CPU; by default those the scheduler gave to the job.
-    :param reference: energies of isolated atoms ``isolated``, or ``fit``: those plus a ridge fit of what remains.
+    :param reference: energies of isolated atoms ``isolated``, or ``fit``: those plus a ridge fit of what remains. With
+        several levels the differences between them are fitted on the frames that both label, and isolated atoms count
+        only where all levels have them.
     :param batch_size: frames per step.
     :param max_epochs: passes over the training frames.
     :param time_limit_s: seconds of training of one job, after which it is continued in another; by default what the
