@@ -12,9 +12,9 @@ import click
 from aiida import orm
 from ase.build import bulk
 from rich.console import Console
-from rich.table import Table
 
 from aiida_mlip.cli.progress import run_with_progress
+from aiida_mlip.cli.rounds_table import history_table
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.frames import from_ase
 from aiida_mlip.workchains.active_learning import ActiveLearningWorkChain
@@ -84,16 +84,7 @@ def main(rounds: int) -> None:
     results, node = run_with_progress(builder)
     if "history" not in results:
         raise SystemExit(f"ended with exit status {node.exit_status}: {node.exit_message}")
-    history = results["history"]
-    table = Table(title=f"{history['verdict']}: {history['evidence']}", caption=f"from Dict<{history.pk}>")
-    for name in ("round", "rows", "force RMSE\neV/Å", "steps\ntrusted", "candidates", "labelled"):
-        table.add_column(name, justify="right")
-    for done in history["rounds"]:
-        rmse = "" if done["force_rmse"] is None else f"{done['force_rmse']:.3f}"
-        trusted = f"{done['steps_trusted']} of {done['steps_asked']}"
-        numbers = (done["number"], done["n_frames"], rmse, trusted, done["n_candidates"], done["n_labelled"])
-        table.add_row(*map(str, numbers))
-    Console().print(table)
+    Console().print(history_table(results["history"]))
 
 
 if __name__ == "__main__":

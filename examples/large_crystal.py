@@ -18,9 +18,9 @@ from ase import Atoms
 from ase.build import bulk
 from ase.lattice.cubic import FaceCenteredCubic
 from rich.console import Console
-from rich.table import Table
 
 from aiida_mlip.cli.progress import run_with_progress
+from aiida_mlip.cli.rounds_table import history_table
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.frames import from_ase
 from aiida_mlip.workchains.active_learning import ActiveLearningWorkChain
@@ -157,23 +157,10 @@ def main(
     results, node = run_with_progress(builder)
     if "history" not in results:
         raise SystemExit(f"ended with exit status {node.exit_status}: {node.exit_message}")
-    print_history(results["history"])
+    Console().print(history_table(results["history"], candidates="fragments"))
     print(
         f"ActiveLearningWorkChain<{node.pk}>; truth and pictures: verdi run examples/large_crystal_report.py {node.pk}"
     )
-
-
-def print_history(history: orm.Dict) -> None:
-    """One line for each round."""
-    table = Table(title=f"{history['verdict']}: {history['evidence']}", caption=f"from Dict<{history.pk}>")
-    for name in ("round", "rows", "force RMSE\neV/Å", "steps\ntrusted", "fragments", "labelled"):
-        table.add_column(name, justify="right")
-    for done in history["rounds"]:
-        rmse = "" if done["force_rmse"] is None else f"{done['force_rmse']:.3f}"
-        trusted = f"{done['steps_trusted']} of {done['steps_asked']}"
-        numbers = (done["number"], done["n_frames"], rmse, trusted, done["n_candidates"], done["n_labelled"])
-        table.add_row(*map(str, numbers))
-    Console().print(table)
 
 
 if __name__ == "__main__":

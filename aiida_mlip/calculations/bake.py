@@ -11,6 +11,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError, MlipError
 from aiida_mlip.io.bake import BAKED, BakeRequest
@@ -39,7 +40,7 @@ class BakeCalculation(CalcJob):
         spec.inputs.validator = _validate_inputs
         options = spec.inputs["metadata"]["options"]
         options["parser_name"].default = "aiida_mlip.bake"
-        options["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
+        options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "bake.out"
 

@@ -12,6 +12,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError, MlipError
@@ -61,7 +62,7 @@ class EvaluateCalculation(CalcJob):
         spec.inputs.validator = _validate_inputs
         options = spec.inputs["metadata"]["options"]
         options["parser_name"].default = "aiida_mlip.evaluate"
-        options["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
+        options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "evaluate.out"
 

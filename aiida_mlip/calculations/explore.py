@@ -17,6 +17,7 @@ from aiida_mlip.calculations.dynamics_inputs import (
     shard_copies,
     why_no_slope,
 )
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
@@ -86,7 +87,7 @@ class ExploreCalculation(CalcJob):
         spec.inputs.validator = validate_explore_inputs
         options = spec.inputs["metadata"]["options"]
         options["parser_name"].default = "aiida_mlip.explore"
-        options["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
+        options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "aiida-mlip-explore.out"
 

@@ -10,6 +10,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob
 
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.training_jobs import config_of, continued_jobs, time_budget_of
@@ -90,7 +91,7 @@ class NequipTrainCalculation(CalcJob):
             required=False,
             help="Begin a new training from the weights of this potential (fine-tuning).",
         )
-        spec.inputs["metadata"]["options"]["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
+        spec.inputs["metadata"]["options"]["resources"].default = dict(ONE_CORE)
         spec.inputs["metadata"]["options"]["parser_name"].default = "aiida_mlip.nequip_train"
         spec.inputs["metadata"]["options"]["withmpi"].default = False
         spec.inputs["metadata"]["options"]["output_filename"].default = STDOUT

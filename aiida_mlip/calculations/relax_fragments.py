@@ -13,6 +13,7 @@ from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
 from aiida_mlip.calculations.dynamics_inputs import shard_copies
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.atom_grades import grades_of_frames
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -61,7 +62,7 @@ class RelaxFragmentsCalculation(CalcJob):
         spec.inputs.validator = _validate_inputs
         options = spec.inputs["metadata"]["options"]
         options["parser_name"].default = "aiida_mlip.relax_fragments"
-        options["resources"].default = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
+        options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "aiida-mlip-fragment.out"
 

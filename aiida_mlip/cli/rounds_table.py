@@ -8,7 +8,26 @@ from rich.console import Group
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from aiida import orm
+
     from aiida_mlip.data.budget import Budget, Spending
+
+
+def history_table(history: orm.Dict, *, candidates: str = "candidates") -> Table:
+    """Rounds of a campaign that has ended, one line each, with the verdict and the node it comes from.
+
+    :param history: output of that name of an active learning.
+    :param candidates: what people call the frames that were worth a label.
+    """
+    table = Table(title=f"{history['verdict']}: {history['evidence']}", caption=f"from Dict<{history.pk}>")
+    for name in ("round", "rows", "force RMSE\neV/Å", "steps\ntrusted", candidates, "labelled"):
+        table.add_column(name, justify="right")
+    for done in history["rounds"]:
+        rmse = "" if done["force_rmse"] is None else f"{done['force_rmse']:.3f}"
+        trusted = f"{done['steps_trusted']} of {done['steps_asked']}"
+        numbers = (done["number"], done["n_frames"], rmse, trusted, done["n_candidates"], done["n_labelled"])
+        table.add_row(*map(str, numbers))
+    return table
 
 
 def render_budget(budget: Budget) -> Group:

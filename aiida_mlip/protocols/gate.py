@@ -16,11 +16,9 @@ from typing import Annotated
 from pydantic import Field
 
 from aiida_mlip.errors import ProtocolError
+from aiida_mlip.kernel.fragments.embedding import FEWEST_BUFFERS
 from aiida_mlip.protocols.model import SpecModel, validate_spec
 from aiida_mlip.protocols.select import CostSpec
-
-#: Fewest buffers that a decay can be read from.
-_FEWEST = 3
 
 
 class GateSettings(SpecModel):
@@ -39,8 +37,10 @@ def gate_settings(data: object, *, where: str = "gate") -> GateSettings:
     """
     settings = validate_spec(GateSettings, data, where=where)
     buffers = settings.buffers_ang
-    if len(buffers) < _FEWEST:
-        raise ProtocolError(f"{where}.buffers_ang: at least {_FEWEST} are needed to see a decay, got {len(buffers)}")
+    if len(buffers) < FEWEST_BUFFERS:
+        raise ProtocolError(
+            f"{where}.buffers_ang: at least {FEWEST_BUFFERS} are needed to see a decay, got {len(buffers)}"
+        )
     if any(later <= earlier for earlier, later in pairwise(buffers)):
         raise ProtocolError(f"{where}.buffers_ang: must grow, got {list(buffers)}")
     return settings

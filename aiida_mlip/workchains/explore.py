@@ -10,13 +10,13 @@ from aiida.engine import CalcJob, ExitCode, ProcessBuilder, if_, while_
 
 from aiida_mlip.calculations.explore import ExploreCalculation, validate_explore_inputs
 from aiida_mlip.calculations.functions.explore import join_explorations
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.protocols.explore import resolved_spec
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 
 DEFAULT_MAX_JOBS: Final[int] = 20
-ONE_CORE: Final[dict[str, int]] = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
 _CODES = ExploreCalculation.exit_codes
 #: How a job ends that something from outside has ended; and how often in a row one is begun again that got nowhere.
 _INTERRUPTED: Final[frozenset[int]] = frozenset(

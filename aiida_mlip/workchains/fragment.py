@@ -12,13 +12,13 @@ from aiida.engine import ExitCode, ToContext, if_
 from aiida_mlip.calculations.functions.embedding import carve_ladder, measure_embedding
 from aiida_mlip.calculations.functions.fragment import carve_fragments
 from aiida_mlip.calculations.relax_fragments import RelaxFragmentsCalculation
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
 from aiida_mlip.protocols.fragment import FragmentSettings
 from aiida_mlip.protocols.gate import gate_settings
 from aiida_mlip.protocols.model import validate_spec
-from aiida_mlip.workchains.explore import ONE_CORE
 from aiida_mlip.workchains.label import LabelWorkChain
 from aiida_mlip.workchains.reasons import reason_of
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain

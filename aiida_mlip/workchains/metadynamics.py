@@ -10,12 +10,12 @@ from aiida.engine import ExitCode, ProcessBuilder, WorkChain, if_, while_
 
 from aiida_mlip.calculations.functions.metadynamics import join_runs
 from aiida_mlip.calculations.metadynamics import MetadynamicsCalculation, validate_metadynamics_inputs
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.protocols.metadynamics import resolved_spec
 
 DEFAULT_MAX_JOBS: Final[int] = 20
-ONE_CORE: Final[dict[str, int]] = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
 _CODES = MetadynamicsCalculation.exit_codes
 #: Inputs that are handed to the job as they are.
 _PASSED_ON: Final[tuple[str, ...]] = ("structures", "spec", "potential", "reference", "engine_input")

@@ -17,6 +17,7 @@ from aiida_mlip.calculations.functions.validate import (
     property_values,
     transfer_relaxed,
 )
+from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.protocols.validate import resolved_validate
@@ -26,7 +27,6 @@ from aiida_mlip.workchains.label_inputs import resolved_fidelities
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
 from aiida_mlip.workchains.validate_inputs import engine_of, structure_species, validate_inputs
 
-ONE_CORE: Final[dict[str, int]] = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
 REFERENCE: Final[str] = "reference"
 #: Runs that one member of a committee does for all.
 _RUNS: Final[tuple[str, ...]] = ("dynamics", "expansion", "order")

@@ -62,16 +62,26 @@ def test_the_same_numbers_as_through_nequip(toy_package: Path, tmp_path: Path) -
     heavy, said = run(odd, tmp_path / "heavy.npz")
     assert "through NequIP (AttributeError" in said
     assert "'nequip'" in said
+    beside, said = run(toy_package, tmp_path / "beside.npz", through="nequip")
+    assert "through NequIP" not in said, "it is unpacked as well where NequIP is imported already"
+    assert "'nequip'" in said
     for name, values in heavy.items():
         np.testing.assert_array_equal(light[name], values, err_msg=name)
+        np.testing.assert_array_equal(beside[name], values, err_msg=name)
 
 
-def test_it_loads_where_nequip_is_imported_already(toy_package: Path) -> None:
-    import nequip.model  # noqa: F401
+def test_torch_is_left_as_it_was(toy_package: Path, tmp_path: Path) -> None:
+    """Also where a package cannot be unpacked, which is nobody's error: NequIP is asked then."""
     import torch
 
-    kept = torch.compiler.disable
-    model = unpack(toy_package)
-    assert model is not None
-    assert model.metadata["type_names"] == "Si C"
-    assert torch.compiler.disable is kept
+    kept, default = torch.compiler.disable, torch.get_default_dtype()
+    broken = tmp_path / "broken.nequip.zip"
+    broken.write_bytes(toy_package.read_bytes()[:-2000])
+    try:
+        assert unpack(broken) is None
+        assert torch.get_default_dtype() is default
+        assert unpack(toy_package).metadata["type_names"] == "Si C"
+        assert torch.get_default_dtype() is torch.float64
+        assert torch.compiler.disable is kept
+    finally:
+        torch.set_default_dtype(default)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from aiida import orm
@@ -13,7 +13,7 @@ from aiida_mlip.calculations.functions.fragment import host_of
 from aiida_mlip.data.atom_grades import grades_node, grades_of_frames
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import InvalidInputError, MlipError
-from aiida_mlip.kernel.fragments.embedding import EmbeddingError, embedding_error
+from aiida_mlip.kernel.fragments.embedding import FEWEST_BUFFERS, EmbeddingError, embedding_error
 from aiida_mlip.kernel.fragments.fragment import Region
 from aiida_mlip.kernel.fragments.frame import describe_fragment, fragment_row
 from aiida_mlip.kernel.fragments.ladder import buffer_ladder
@@ -22,9 +22,6 @@ from aiida_mlip.kernel.selection.costs import CostModel, measured_cost
 from aiida_mlip.protocols.fragment import FragmentSettings
 from aiida_mlip.protocols.gate import GateSettings, gate_settings
 from aiida_mlip.protocols.model import validate_spec
-
-#: Fewest buffers that a decay can be read from.
-_FEWEST: Final[int] = 3
 
 
 @calcfunction
@@ -110,8 +107,8 @@ def measure_embedding(
         "measured_ev_per_ang": None,
         "labels_uuid": labelled.uuid,
     }
-    if forces is None or len(buffers) < _FEWEST:
-        table["reason"] = f"fragments with labels at {len(buffers)} buffers, {_FEWEST} are needed to see a decay"
+    if forces is None or len(buffers) < FEWEST_BUFFERS:
+        table["reason"] = f"fragments with labels at {len(buffers)} buffers, {FEWEST_BUFFERS} are needed to see a decay"
         return {"embedding": orm.Dict(table), "settings": orm.Dict(plain)}
     validation = None if errors is None else errors.get_dict().get("val", {}).get("force_rmse_ev_per_ang")
     found = embedding_error(np.array(buffers), forces, validation_rmse=validation or 0.0)
@@ -197,11 +194,11 @@ def _core_forces(
         if entry["frame_id"] in rows:
             of_centre = centres.setdefault((entry["parent_id"], entry["centre"]), {})
             of_centre[entry["buffer_ang"]] = rows[entry["frame_id"]]
-    usable = [levels for levels in centres.values() if len(levels) >= _FEWEST]
+    usable = [levels for levels in centres.values() if len(levels) >= FEWEST_BUFFERS]
     if not usable:
         return sorted({buffer for levels in centres.values() for buffer in levels}), None, []
     buffers = sorted(set.intersection(*map(set, usable)))
-    if len(buffers) < _FEWEST:  # centres that complete differently: the one with the most levels tells
+    if len(buffers) < FEWEST_BUFFERS:  # centres that complete differently: the one with the most levels tells
         usable = [max(usable, key=len)]
         buffers = sorted(usable[0])
     sizes = [[int(frames.natoms[levels[buffer]]) for levels in usable] for buffer in buffers]

@@ -15,7 +15,7 @@ from aiida_mlip.errors import InvalidInputError
 FORCE_SHARE: Final[float] = 0.1
 ERROR_SHARE: Final[float] = 1.5
 #: Fewest buffers that a decay can be read from.
-_FEWEST: Final[int] = 3
+FEWEST_BUFFERS: Final[int] = 3
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def embedding_error(
     :raises InvalidInputError: fewer than three buffers, an order that does not grow, shapes that do not fit.
     """
     buffers = np.asarray(buffers, dtype=float)
-    if len(buffers) < _FEWEST:
-        raise InvalidInputError(f"buffers: at least {_FEWEST} are needed to see a decay, got {len(buffers)}")
+    if len(buffers) < FEWEST_BUFFERS:
+        raise InvalidInputError(f"buffers: at least {FEWEST_BUFFERS} are needed to see a decay, got {len(buffers)}")
     if (np.diff(buffers) <= 0).any():
         raise InvalidInputError(f"buffers: must grow, got {buffers.tolist()}")
     if core_forces.ndim != 4 or len(core_forces) != len(buffers) or core_forces.shape[-1] != 3:
