@@ -12,10 +12,14 @@ Role = Literal["dataset", "potential", "simulation", "label", "training", "prope
 
 _CALCULATION: Final[str] = "aiida.calculations:"
 #: Calculations that compute labels; pw.x may also have run dynamics.
-LABELS: Final[frozenset[str]] = frozenset({_CALCULATION + "aiida_mlip.ase_label", _CALCULATION + "quantumespresso.pw"})
+LABELS: Final[frozenset[str]] = frozenset(
+    _CALCULATION + name for name in ("aiida_mlip.ase_label", "aiida_mlip.pw_bundle", "quantumespresso.pw")
+)
 TRAININGS: Final[frozenset[str]] = frozenset({_CALCULATION + "aiida_mlip.nequip_train"})
+#: Jobs that make an ordinary potential of a joint one.
+BAKING: Final[str] = _CALCULATION + "aiida_mlip.bake"
 #: Other jobs of ours that are no simulation.
-_EVALUATIONS: Final[frozenset[str]] = frozenset({_CALCULATION + "aiida_mlip.evaluate"})
+_EVALUATIONS: Final[frozenset[str]] = frozenset({_CALCULATION + "aiida_mlip.evaluate", BAKING})
 #: Jobs that are none.
 NO_SIMULATIONS: Final[tuple[str, ...]] = tuple(sorted(LABELS | TRAININGS | _EVALUATIONS))
 #: What the type of a process, and of a job, begins with.

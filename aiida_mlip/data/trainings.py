@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +13,7 @@ from aiida.common.links import LinkType
 
 from aiida_mlip.data.frame_index import FrameIndex
 from aiida_mlip.data.graph import NodeRef, NodeRow, neighbours, nodes_with
-from aiida_mlip.data.roles import JOB, LABELS
+from aiida_mlip.data.roles import BAKING, JOB, LABELS
 from aiida_mlip.kernel.splits import PART_NAMES
 
 _UNUSED: Final[str] = "unused"
@@ -24,7 +25,8 @@ _INPUT: Final[LinkType] = LinkType.INPUT_CALC
 class Training:
     """A potential that was trained on a dataset with the row in it.
 
-    :param potential: the potential with what judges it; as it came out of the training where it was never judged.
+    :param potential: the potential with what judges it; where it was never judged, as it came out of the training, or
+        was baked if it was a joint one.
     :param training: the calculation that trained it.
     :param dataset: what it was trained on.
     :param row: of that dataset.
@@ -53,7 +55,7 @@ def trainings_on(rows: Mapping[int, list[int]], index: FrameIndex) -> tuple[Trai
 
 
 def parts_by_potential(rows: Mapping[int, np.ndarray], index: FrameIndex) -> dict[int, set[str]]:
-    """Pk of each potential that was trained on these datasets, fresh or judged -> parts that the rows were in.
+    """Pk of each potential that was trained on these datasets, fresh, baked or judged -> parts that the rows were in.
 
     :param rows: pk of a dataset -> row numbers.
     """
@@ -61,20 +63,28 @@ def parts_by_potential(rows: Mapping[int, np.ndarray], index: FrameIndex) -> dic
     for training in _trainings(rows):
         codes = _codes(index, training, rows[training.dataset.pk])
         parts = {_name(code) for code in np.unique(codes).tolist()} or {""}
-        for potential in (training.fresh, training.judged):
+        for potential in training.versions:
             found.setdefault(potential.pk, set()).update(parts)
     return found
 
 
 @dataclass(frozen=True)
 class _Found:
-    """A training as the graph has it; ``split``: uuid of the split, and the number of its member."""
+    """A training as the graph has it.
+
+    :param versions: its potential as it came out, what was baked of it, and these judged, in this order.
+    :param split: uuid of the split, and the number of its member.
+    """
 
     dataset: NodeRef
     calculation: NodeRef
-    fresh: NodeRef
-    judged: NodeRef
+    versions: tuple[NodeRef, ...]
     split: tuple[str, int] | None
+
+    @property
+    def judged(self) -> NodeRef:
+        """What is to be used: judged if it was, and baked if it was joint."""
+        return self.versions[-1]
 
 
 def _trainings(datasets: Collection[int]) -> list[_Found]:
@@ -86,13 +96,17 @@ def _trainings(datasets: Collection[int]) -> list[_Found]:
     fresh = {source: node for source, _, node in made if node.role == "potential"}
     names = {node.pk: node.ref for node in nodes_with(datasets)}
     splits = _splits(fresh)
-    judged = _judged([node.pk for node in fresh.values()])
+    baked = _baked([node.pk for node in fresh.values()])
+    judged = _judged([node.pk for node in (*fresh.values(), *chain.from_iterable(baked.values()))])
+    versions = {}
+    for calculation, node in fresh.items():
+        made_of = [node.ref, *(other.ref for other in baked.get(node.pk, ()))]
+        versions[calculation] = (*made_of, *(judged[ref.pk] for ref in made_of if ref.pk in judged))
     found = {
         (dataset, node.pk): _Found(
             dataset=names[dataset],
             calculation=node.ref,
-            fresh=fresh[node.pk].ref,
-            judged=judged.get(fresh[node.pk].pk, fresh[node.pk].ref),
+            versions=versions[node.pk],
             split=splits.get(node.pk),
         )
         for dataset, _, node in used
@@ -121,6 +135,17 @@ def _splits(trainings: Collection[int]) -> dict[int, tuple[str, int]]:
     settings = {calculation: node.pk for calculation, label, node in inputs if label == "settings"}
     members = _attribute(set(settings.values()), "member")
     return {pk: (uuid, int(members.get(settings.get(pk, 0)) or 0)) for pk, uuid in split.items()}
+
+
+def _baked(potentials: Collection[int]) -> dict[int, list[NodeRow]]:
+    """Pk of a joint potential -> ordinary ones made of it."""
+    users = neighbours(potentials, (_INPUT,), direction="forward")
+    jobs = {node.pk: potential for potential, _, node in users if node.process_type == BAKING}
+    found: dict[int, list[NodeRow]] = {}
+    for job, _, node in neighbours(jobs, (_CREATE,), direction="forward"):
+        if node.role == "potential":
+            found.setdefault(jobs[job], []).append(node)
+    return found
 
 
 def _judged(potentials: Collection[int]) -> dict[int, NodeRef]:

@@ -53,6 +53,8 @@ def validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
     if (problem := _validate_promotion(settings, inputs)) is not None:
         return problem
     for name, potential in (inputs.get("potentials") or {}).items():
+        if potential.joint:
+            return f"potentials.{name}: a joint one is for joint_potentials.{name}; here give what aiida_mlip.bake made"
         if not potential.has_grades:
             return f"potentials.{name}: it has no grades; leave it out, and the first round begins with training"
     return _validate_dataset(inputs)

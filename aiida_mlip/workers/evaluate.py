@@ -181,7 +181,7 @@ def evaluate(folder: Path, request: EvaluateRequest) -> dict[str, Any]:
             f"no labels to compare: the potential predicts {list(request.fidelities)}, the frames have labels at "
             f"{[frames.fidelities[i] for i in np.unique(frames.fidelity) if i != NONE]}"
         )
-    reports = compare_parts(reference, predictions, part)
+    reports = compare_parts(reference, predictions, None if part is None else _compared(frames, request, part))
     _print_table(reports)
     return {
         "status": "finished",
@@ -285,6 +285,12 @@ def _levels(frames: Frames, request: EvaluateRequest) -> np.ndarray:
     default = names.index(request.fidelity) if request.fidelity is not None else NONE
     table = np.array([names.index(name) if name in names else default for name in frames.fidelities] + [default])
     return table[frames.fidelity]
+
+
+def _compared(frames: Frames, request: EvaluateRequest, part: np.ndarray) -> np.ndarray:
+    """(n,) parts without the rows whose labels are at other levels of theory, if there are any at the potential's."""
+    here = np.array([name in request.fidelities for name in frames.fidelities] + [True])[frames.fidelity]
+    return np.where(here, part, Part.UNUSED) if (here & (frames.fidelity != NONE)).any() else part
 
 
 def _read_frames(path: Path) -> Frames:
