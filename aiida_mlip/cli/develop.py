@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.errors import FileFormatError, InvalidInputError
 
 if TYPE_CHECKING:
     from aiida import orm
@@ -30,7 +30,7 @@ def develop(job: Path, to_daemon: bool) -> None:
     from aiida_mlip.cli.progress import run_with_progress, submit_to_daemon, watch
     from aiida_mlip.cli.results import print_results
 
-    builder = _builder(_read(job), job.parent)
+    builder = _builder(read_job(job), job.parent)
     print_forecast(builder)
     if to_daemon:
         node = submit_to_daemon(builder)
@@ -61,17 +61,17 @@ def print_report(node: orm.ProcessNode, path: Path) -> None:
     click.echo(f"report: {path.absolute()}")
 
 
-def _read(job: Path) -> DevelopSpec:
-    import yaml
+def read_job(job: Path) -> DevelopSpec:
+    """Job of a YAML file.
 
+    :raises FileFormatError: not such a file.
+    :raises ProtocolError: a key or value that a job does not have.
+    """
+    from aiida_mlip.io.documents import parse_yaml
     from aiida_mlip.protocols.develop import DevelopSpec
     from aiida_mlip.protocols.model import validate_spec
 
-    try:
-        data = yaml.safe_load(job.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InvalidInputError(f"{job}: not a YAML file: {error}") from error
-    return validate_spec(DevelopSpec, data, where=str(job))
+    return validate_spec(DevelopSpec, parse_yaml(job.read_bytes(), source=str(job)), where=str(job))
 
 
 def _builder(spec: DevelopSpec, folder: Path) -> Any:  # Any: a ProcessBuilder
@@ -138,15 +138,14 @@ def _generate_inputs(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _images(path: Path) -> list[Any]:  # Any: ase.Atoms
-    from ase.io import read
+    from aiida_mlip.io.ase_files import read_images
 
     if not path.is_file():
         raise InvalidInputError(f"structures: there is no file {path}")
     try:
-        images: list[Any] = read(path, index=":")
-    except Exception as error:
-        raise InvalidInputError(f"structures: ASE cannot read {path}: {error}") from error
-    return images
+        return list(read_images(path))
+    except (FileFormatError, IndexError) as error:
+        raise InvalidInputError(f"structures: {error}") from error
 
 
 def load_code(name: str, label: str) -> orm.AbstractCode:

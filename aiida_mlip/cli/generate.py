@@ -171,11 +171,22 @@ def _job(path: Path | None, protocol: str | None) -> GenerateJob:
         return validate_spec(GenerateJob, merged_protocol("generate", protocol), where="generate")
     if protocol is not None:
         raise InvalidInputError("give --spec or --protocol, not both")
-    import yaml
+    return read_spec(path)
+
+
+def read_spec(path: Path) -> GenerateJob:
+    """Steps of a YAML file.
+
+    :raises InvalidInputError: no such file, or keys and values that it cannot have.
+    :raises FileFormatError: not YAML.
+    """
+    from aiida_mlip.io.documents import parse_yaml
+    from aiida_mlip.protocols.generate import GenerateJob
+    from aiida_mlip.protocols.model import validate_spec
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(path.read_bytes(), source=str(path))
+    except OSError as error:
         raise InvalidInputError(f"{path}: cannot be read ({error})") from error
     if not isinstance(content, dict):
         raise InvalidInputError(f"{path}: expected a mapping with the key 'steps', got {type(content).__name__}")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 from aiida import orm
 
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.io.documents import clipped_lines, plain_text
 from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.protocols.fidelity import Fidelity, parse_fidelities
 
@@ -37,5 +39,7 @@ def job_texts(calculation: orm.CalcJobNode) -> list[str]:
         return texts
     names = {str(calculation.get_option("output_filename")), "CRASH", "_scheduler-stdout.txt"}
     for name in sorted(names & set(retrieved.base.repository.list_object_names())):
-        texts.append(retrieved.base.repository.get_object_content(name, mode="rb").decode(errors="replace"))
+        with suppress(OSError):
+            data = retrieved.base.repository.get_object_content(name, mode="rb")
+            texts.append(plain_text(clipped_lines(data.decode(errors="replace"))))
     return texts

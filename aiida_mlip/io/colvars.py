@@ -16,6 +16,8 @@ from aiida_mlip.io.metadynamics import CollectiveVariable, Hills
 BIAS_NAME: Final[str] = "metadynamics"
 #: Grid spacing in units of the width of a hill.
 _SPACING: Final[float] = 0.5
+#: Digits of the number of an atom.
+_MOST_DIGITS: Final[int] = 20
 _ATOM_KEYWORDS: Final[re.Pattern[str]] = re.compile(r"^\s*(atomNumbers|atomNumbersRange)\s+(.*)$", re.IGNORECASE)
 
 
@@ -60,16 +62,18 @@ def check_colvars_input(text: str, *, n_atoms: int, where: str = "engine_input")
     plain = "\n".join(line.split("#", 1)[0] for line in text.splitlines())
     if plain.count("{") != plain.count("}"):
         raise InvalidInputError(f"{where}: {plain.count('{')} opening and {plain.count('}')} closing braces")
-    if not re.search(r"^\s*colvar\s*\{", plain, re.MULTILINE | re.IGNORECASE):
+    if not re.search(r"^[ \t]*colvar\s*\{", plain, re.MULTILINE | re.IGNORECASE):
         raise InvalidInputError(f"{where}: there is no block 'colvar {{ ... }}'")
     for number, line in enumerate(plain.splitlines(), start=1):
         if not (match := _ATOM_KEYWORDS.match(line.replace("{", " ").replace("}", " "))):
             found = re.findall(r"atomNumbers(?:Range)?\s+([\d\s-]+)", line, re.IGNORECASE)
         else:
             found = [match.group(2)]
-        for atom in (int(value) for part in found for value in re.findall(r"\d+", part)):
+        for value in (value for part in found for value in re.findall(r"[0-9]+", part)):
+            atom = int(value) if len(value) < _MOST_DIGITS else 0
             if not 1 <= atom <= n_atoms:
-                raise InvalidInputError(f"{where}, line {number}: atom {atom} does not exist, atoms are 1..{n_atoms}")
+                said = value[:_MOST_DIGITS]
+                raise InvalidInputError(f"{where}, line {number}: atom {said} does not exist, atoms are 1..{n_atoms}")
 
 
 def read_pmf(text: str, *, source: str = "pmf") -> tuple[Float[np.ndarray, "n d"], Float[np.ndarray, "n"]]:
@@ -81,6 +85,8 @@ def read_pmf(text: str, *, source: str = "pmf") -> tuple[Float[np.ndarray, "n d"
     rows = [line.split() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
     try:
         table = np.array(rows, dtype=float)
+        if not np.isfinite(table).all():
+            raise ValueError("numbers that are not finite")
     except ValueError as error:
         raise FileFormatError(f"{source}: not a table of numbers ({error})") from error
     if table.ndim != 2 or table.shape[1] < 2:

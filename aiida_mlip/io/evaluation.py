@@ -5,7 +5,6 @@ The answer is ``output.json`` and ``predictions.npz``, and ``grades.npz`` where 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
 from aiida_mlip.io.arrays import read_npz, write_npz
+from aiida_mlip.io.documents import brief, parse_json
 from aiida_mlip.kernel.metrics import Predictions
 from aiida_mlip.kernel.uncertainty.grades import Grades
 
@@ -90,15 +90,16 @@ def read_model_request(path: Path, kind: type[Request]) -> Request:
     :raises InvalidInputError: unknown keys or values; names each.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = parse_json(path.read_bytes(), source=str(path), what="request")
+    except OSError as error:
         raise FileFormatError(f"{path}: not a readable request ({error})") from error
     if not isinstance(data, dict):
         raise InvalidInputError(f"{path}: expected a mapping of keys, got {type(data).__name__}")
     try:
         return kind.model_validate(data)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e.get('input')!r}" for e in error.errors()]
+        found = error.errors()[:20]
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {brief(repr(e.get('input')))}" for e in found]
         known = ", ".join(kind.model_fields)
         raise InvalidInputError(f"{path}: {'; '.join(lines)} (keys: {known})") from error
 
@@ -128,6 +129,9 @@ def read_predictions(path: Path) -> tuple[Predictions, np.ndarray]:
         predictions = Predictions(**{name: columns[name] for name in ("energy", "forces", "stress", "failure")})
     except (KeyError, InvalidInputError) as error:
         raise FileFormatError(f"{path.name}: not readable predictions ({error})") from error
+    for name, value in (*columns.items(), ("part", part)):
+        if value.dtype.kind not in ("iu" if name in ("failure", "part") else "f"):
+            raise FileFormatError(f"{path.name}: {name} holds {value.dtype}")
     if part.shape != predictions.energy.shape:
         raise FileFormatError(f"{path.name}: parts have shape {part.shape}, energies {predictions.energy.shape}")
     return predictions, part
@@ -151,7 +155,11 @@ def read_grades(path: Path) -> Grades:
 
     :raises FileFormatError: missing, truncated, or no grades.
     """
-    return Grades.from_arrays(read_npz(path))
+    arrays = read_npz(path)
+    try:
+        return Grades.from_arrays(arrays)
+    except FileFormatError as error:
+        raise FileFormatError(f"{path.name}: {brief(error)}") from error
 
 
 def read_answer(path: Path) -> dict[str, Any]:
@@ -160,8 +168,8 @@ def read_answer(path: Path) -> dict[str, Any]:
     :raises FileFormatError: missing, truncated, or not an answer.
     """
     try:
-        answer = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        answer = parse_json(path.read_bytes(), source=path.name, finite=False, what="answer")
+    except OSError as error:
         raise FileFormatError(f"{path.name}: not a readable answer ({error})") from error
     if not isinstance(answer, Mapping) or answer.get("status") not in ("finished", "failed"):
         raise FileFormatError(f"{path.name}: not an answer of aiida-mlip-evaluate")

@@ -18,6 +18,7 @@ import numpy as np
 from ase.data import atomic_numbers, chemical_symbols
 
 from aiida_mlip.errors import FileFormatError, FrameError, InvalidInputError
+from aiida_mlip.io.documents import plain_text
 from aiida_mlip.kernel.frames import ID_BYTES, NONE, Failure, Frames, digest, from_arrays, id_bytes, id_hex
 
 #: Sign of ``stress`` relative to ``virial / volume``; "negative" is the convention of ASE and GAP (virial = -V·stress).
@@ -27,9 +28,17 @@ ENERGY_KEYS: Final[tuple[str, ...]] = ("free_energy", "energy", "Energy")
 FORCES_KEYS: Final[tuple[str, ...]] = ("forces", "force")
 _LINEAGE_IDS: Final[tuple[str, ...]] = ("parent_id", "group_id", "geometry_uuid", "label_uuid")
 _OPTIONAL: Final[tuple[str, ...]] = ("region", "parent_atom")
-_TOKEN: Final[re.Pattern[str]] = re.compile(
-    r"""([^\s=,"'{}\[\]]+|"[^"]*")(?:\s*=\s*("(?:[^"\\]|\\.)*"|'[^']*'|\{[^}]*\}|\[[^\]]*\]|[^\s]+))?"""
-)
+_KEY: Final[re.Pattern[str]] = re.compile(r"""([^\s=,"'{}\[\]]+|"[^"]*")(\s*=\s*)?""")
+_QUOTED: Final[re.Pattern[str]] = re.compile(r"""(?:[^"\\]|\\.)*""")
+_BARE: Final[re.Pattern[str]] = re.compile(r"\S+")
+#: What a value may begin with, and what it then ends with.
+_CLOSING: Final[Mapping[str, str]] = {'"': '"', "'": "'", "{": "}", "[": "]"}
+#: Names of levels of theory, or of generators, in one file.
+_MOST_NAMES: Final[int] = 10_000
+#: Columns of one property.
+_MOST_COLUMNS: Final[int] = 10_000
+#: Atoms of one frame at most: what an index of the interpreter holds.
+_MOST_ATOMS: Final[int] = 2**31 - 1
 _FAILURES: Final[Mapping[str, int]] = {failure.label: int(failure) for failure in Failure}
 
 
@@ -85,8 +94,11 @@ def read_extxyz(
     -1.5
     """
     if isinstance(source, str | Path):
-        with Path(source).open(encoding="utf-8") as stream:
-            return read_extxyz(stream, fidelity=fidelity, keys=keys, name=name or str(source))
+        try:
+            with Path(source).open(encoding="utf-8") as stream:
+                return read_extxyz(stream, fidelity=fidelity, keys=keys, name=name or str(source))
+        except OSError as error:
+            raise FileFormatError(f"{source}: cannot be read ({error.strerror or error})") from error
     where = name or getattr(source, "name", None) or "extxyz"
     table = _Table(keys or LabelKeys(), fidelity, str(where))
     try:
@@ -108,9 +120,9 @@ def _iter_raw(stream: Iterable[str], where: str) -> Iterator[tuple[dict[str, str
         try:
             natoms = int(line)
         except ValueError:
-            raise FileFormatError(
-                f"{where}, frame {index}: expected a number of atoms, got {line.strip()[:60]!r}"
-            ) from None
+            natoms = _MOST_ATOMS + 1
+        if natoms > _MOST_ATOMS:
+            raise FileFormatError(f"{where}, frame {index}: expected a number of atoms, got {line.strip()[:60]!r}")
         if natoms < 1:
             raise FrameError(index, f"has {natoms} atoms", source=where)
         comment = next(lines, None)
@@ -130,12 +142,33 @@ def _iter_raw(stream: Iterable[str], where: str) -> Iterator[tuple[dict[str, str
 
 def parse_comment(comment: str) -> dict[str, str]:
     """Key-value pairs of a comment line as text; a key without value is true."""
-    info = {}
-    for key, value in _TOKEN.findall(comment):
-        if value[:1] in ('"', "'", "{", "["):
-            value = value[1:-1].replace('\\"', '"')
-        info[key.strip('"')] = value or "T"
+    info: dict[str, str] = {}
+    # where a bracket closes for the last time: none is looked for behind that, so that the time is linear
+    last = {mark: comment.rfind(mark) for mark in _CLOSING.values()}
+    place = 0
+    while match := _KEY.search(comment, place):
+        place = match.end()
+        value = ""
+        if match.group(2):
+            value, place = _value(comment, place, last)
+            if not value:
+                place = match.end(1)  # an equals sign with nothing behind it
+        info[match.group(1).strip('"')] = value or "T"
     return info
+
+
+def _value(comment: str, place: int, last: dict[str, int]) -> tuple[str, int]:
+    """The value that begins at a place of a comment, and where it ends."""
+    mark = comment[place : place + 1]
+    closing = _CLOSING.get(mark)
+    if closing is not None and last[closing] > place:
+        inside = _QUOTED.match(comment, place + 1) if mark == '"' else None
+        end = comment.find(closing, place + 1) if inside is None else inside.end()
+        if comment[end : end + 1] == closing:
+            return comment[place + 1 : end].replace('\\"', '"') or "T", end + 1
+        last[closing] = -1
+    bare = _BARE.match(comment, place)
+    return ("", place) if bare is None else (bare.group(), bare.end())
 
 
 def parse_properties(text: str, where: str, index: int) -> tuple[dict[str, slice], int]:
@@ -148,12 +181,15 @@ def parse_properties(text: str, where: str, index: int) -> tuple[dict[str, slice
     width = 0
     try:
         for name, _, count in zip(fields[::3], fields[1::3], fields[2::3], strict=True):
+            if not 1 <= int(count) <= _MOST_COLUMNS:
+                raise ValueError
             kinds[name] = slice(width, width + int(count))
             width += int(count)
     except ValueError:
-        raise FileFormatError(f"{where}, frame {index}: cannot read Properties={text!r}") from None
-    if "pos" not in kinds or not {"species", "Z"} & set(kinds):
-        raise FileFormatError(f"{where}, frame {index}: Properties={text!r} has no species or no pos column")
+        raise FileFormatError(f"{where}, frame {index}: cannot read Properties={text[:200]!r}") from None
+    given = {name: part.stop - part.start for name, part in kinds.items()}
+    if given.get("pos") != 3 or 1 not in (given.get("species"), given.get("Z")):
+        raise FileFormatError(f"{where}, frame {index}: Properties={text[:200]!r} has no species or no pos column")
     return kinds, width
 
 
@@ -184,10 +220,13 @@ class _Table:
         rows = self.rows
         rows["natoms"].append(len(columns))
         self.atoms["numbers"].append(_numbers(columns, kinds))
-        self.atoms["positions"].append(columns[:, kinds["pos"]].astype(float))
+        positions = columns[:, kinds["pos"]].astype(float)
+        self.atoms["positions"].append(positions)
         for name in _OPTIONAL:
-            self.atoms[name].append(columns[:, kinds[name]].astype(int).reshape(-1) if name in kinds else None)
+            self.atoms[name].append(_integers(columns[:, kinds[name]], name) if name in kinds else None)
         cell = parse_floats(info["Lattice"], 9).reshape(3, 3) if "Lattice" in info else np.zeros((3, 3))
+        if not (np.isfinite(positions).all() and np.isfinite(cell).all()):
+            raise ValueError("has positions or a cell that are not finite")
         rows["cell"].append(cell)
         rows["pbc"].append(parse_booleans(info["pbc"]) if "pbc" in info else ["Lattice" in info] * 3)
         forces_key = self._find(index, kinds, self.keys.forces, FORCES_KEYS, "forc")
@@ -199,12 +238,14 @@ class _Table:
         rows["energy"].append(energy)
         stress = self._stress(index, info, cell)
         rows["stress"].append(stress)
+        if np.isinf(energy) or np.isinf(forces).any() or np.isinf(stress).any():
+            raise ValueError("has infinite labels; what is missing is nan")
         labelled = bool(np.isfinite(energy) or np.isfinite(forces).any() or np.isfinite(stress).all())
         rows["fidelity"].append(self._fidelity(index, info.get("fidelity"), labelled))
         rows["generator"].append(self._index("generator", info.get("generator")))
         rows["failure"].append(_failure(info.get("failure")))
         rows["cost"].append(float(info.get("cost", "nan")))
-        rows["label_row"].append(int(info.get("label_row", NONE)))
+        rows["label_row"].append(_integer(info.get("label_row", str(NONE)), "label_row", 2**31 - 1))
         for name in _LINEAGE_IDS:
             value = info.get(name)
             rows[name].append(id_bytes([value])[0] if value else np.zeros(ID_BYTES, dtype=np.uint8))
@@ -275,7 +316,9 @@ class _Table:
     def _index(self, table: str, name: str | None) -> int:
         if name is None:
             return NONE
-        return self.names[table].setdefault(name, len(self.names[table]))
+        if len(self.names[table]) > _MOST_NAMES:
+            raise ValueError(f"more than {_MOST_NAMES} names of a {table}")
+        return self.names[table].setdefault(plain_text(name), len(self.names[table]))
 
     def frames(self) -> Frames:
         """All rows; stated frame ids are compared with the geometry's."""
@@ -356,6 +399,21 @@ def parse_booleans(text: str) -> list[bool]:
     if len(words) != 3 or any(word.lower() not in values for word in words):
         raise ValueError(f"pbc must be three of T or F, got {text!r}")
     return [values[word.lower()] for word in words]
+
+
+def _integers(columns: np.ndarray, name: str) -> np.ndarray:
+    """(a,) small integers of one column of words."""
+    if columns.shape[1] != 1:
+        raise ValueError(f"{name} has {columns.shape[1]} columns, expected one")
+    most = 255 if name == "region" else 2**31 - 1
+    return np.array([_integer(word, name, most) for word in columns[:, 0]])
+
+
+def _integer(text: str, name: str, most: int) -> int:
+    value = int(text)
+    if not NONE <= value <= most or (value < 0 and most == 255):
+        raise ValueError(f"{name} {text[:40]!r} is no integer of -1..{most}")
+    return value
 
 
 def _failure(text: str | None) -> int:

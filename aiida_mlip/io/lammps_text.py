@@ -22,6 +22,10 @@ _STYLES: Final[dict[str, tuple[int, int]]] = {
 #: Styles that a number of columns (without and with image flags) can only mean.
 _BY_WIDTH: Final[dict[int, str]] = {5: "atomic", 8: "atomic", 7: "full", 10: "full"}
 _SECTIONS: Final[tuple[str, ...]] = ("Atoms", "Masses")
+#: Most atoms, and most types of them, of a file; largest identifier that a float holds exactly.
+_MOST: Final[int] = 2**31 - 1
+_MOST_TYPES: Final[int] = 10_000
+_LARGEST_ID: Final[int] = 2**53
 #: Largest difference (u) of a mass to that of the element it stands for.
 _MASS_TOLERANCE: Final[float] = 0.3
 
@@ -87,7 +91,7 @@ def read_dump_header(reader: LineReader) -> DumpHeader | None:
             raise reader.error(f"expected 'ITEM: ...', got {line[:60]!r}")
         item = line[5:].strip()
         if item.startswith("NUMBER OF ATOMS"):
-            natoms = _count(reader, reader.expect("the number of atoms"))
+            natoms = read_count(reader, reader.expect("the number of atoms"))
         elif item.startswith("BOX BOUNDS"):
             box = _box(reader, item.split()[2:])
         elif item.startswith("ATOMS"):
@@ -114,7 +118,10 @@ def read_dump_atoms(reader: LineReader, header: DumpHeader) -> RawAtoms:
     extra = [name for name in ("id", "type") if name in names]
     words = [names["element"]] if named else []
     values, texts = reader.table(header.natoms, [names[key] for key in (*keys, *extra)], words)
-    columns = {name: values[:, 3 + index].astype(np.int64) for index, name in enumerate(extra)}
+    most = {"id": _LARGEST_ID, "type": _MOST_TYPES}
+    columns = {
+        name: _integers(reader, values[:, 3 + index], f"{name}s", most[name]) for index, name in enumerate(extra)
+    }
     positions = values[:, :3] @ header.cell if scaled else values[:, :3] - header.origin
     symbols = texts[:, 0] if named else None
     return RawAtoms(positions, header.cell, header.pbc, columns.get("id"), symbols, columns.get("type"), {})
@@ -137,9 +144,10 @@ def read_data_file(reader: LineReader, *, style: str | None = None) -> RawAtoms:
         if not words:
             continue
         if words[0] == "Masses":
-            masses = _masses(reader, int(_head(reader, head, "atom types", 1)[0]))
+            masses = _masses(reader, _head_count(reader, head, "atom types", _MOST_TYPES))
         elif words[0] == "Atoms":
-            atoms = _atoms_section(reader, int(_head(reader, head, "atoms", 1)[0]), style or comment.strip() or None)
+            count = _head_count(reader, head, "atoms", _MOST)
+            atoms = _atoms_section(reader, count, style or comment.strip() or None)
         elif words[0][0].isalpha():
             if atoms is not None:
                 break  # velocities, bonds, ...: not needed, except for masses that come late
@@ -156,14 +164,25 @@ def read_data_file(reader: LineReader, *, style: str | None = None) -> RawAtoms:
     return RawAtoms(positions - np.array([xlo, ylo, zlo]), cell, np.ones(3, dtype=bool), ids, None, types, masses)
 
 
-def _count(reader: LineReader, text: str) -> int:
+def read_count(reader: LineReader, text: str) -> int:
+    """Number of atoms of a line.
+
+    :raises FileFormatError: no number, or not of 1 to two thousand million.
+    """
     try:
         count = int(text)
     except ValueError:
-        raise reader.error(f"expected a number of atoms, got {text[:40]!r}") from None
-    if count < 1:
-        raise reader.error(f"expected at least one atom, got {count}")
+        count = -1
+    if not 1 <= count <= _MOST:
+        raise reader.error(f"expected a number of atoms, got {text.strip()[:60]!r}")
     return count
+
+
+def _integers(reader: LineReader, values: np.ndarray, what: str, most: int) -> np.ndarray:
+    """(a,) whole numbers of a table."""
+    if not ((values == np.floor(values)) & (np.abs(values) <= most)).all():  # NaN equals nothing
+        raise reader.error(f"{what} that are no whole numbers up to {most}")
+    return values.astype(np.int64)
 
 
 def _box(reader: LineReader, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -206,6 +225,13 @@ def _head(reader: LineReader, head: Mapping[str, list[float]], key: str, count: 
     return head[key]
 
 
+def _head_count(reader: LineReader, head: Mapping[str, list[float]], key: str, most: int) -> int:
+    value = _head(reader, head, key, 1)[0]
+    if not (1 <= value <= most and value == int(value)):
+        raise reader.error(f"expected 1 to {most} {key}, got {value:g}")
+    return int(value)
+
+
 def _masses(reader: LineReader, count: int) -> dict[int, str]:
     """Symbol of each type: from the comment behind its mass, else the element of that mass."""
     from ase.data import atomic_masses, chemical_symbols
@@ -221,6 +247,8 @@ def _masses(reader: LineReader, count: int) -> dict[int, str]:
             kind, mass = int(words[0]), float(words[1])
         except (ValueError, IndexError):
             raise reader.error(f"expected a type and its mass, got {line.strip()[:60]!r}") from None
+        if not 1 <= kind <= count:
+            raise reader.error(f"mass of the type {kind}, there are {count}")
         nearest = int(np.argmin(np.abs(atomic_masses[1:] - mass))) + 1
         named = comment.split()[:1]
         if named and named[0] in chemical_symbols:
@@ -244,4 +272,5 @@ def _atoms_section(reader: LineReader, natoms: int, style: str | None) -> tuple[
         raise reader.error(f"{width} columns are too few for the atom style {name!r}")
     kind, x = _STYLES[name]
     values, _ = reader.table(natoms, [0, kind, x, x + 1, x + 2])
-    return values[:, 0].astype(np.int64), values[:, 1].astype(np.int64), values[:, 2:].copy()
+    ids = _integers(reader, values[:, 0], "identifiers", _LARGEST_ID)
+    return ids, _integers(reader, values[:, 1], "types", _MOST_TYPES), values[:, 2:].copy()

@@ -7,23 +7,29 @@ arrays of one frame, and a block of text.
 from __future__ import annotations
 
 import gzip
+import io
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Final, Literal, TypeAlias, cast, get_args
+from typing import IO, Any, Final, Literal, TypeAlias, cast, get_args
 
 import numpy as np
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
+from aiida_mlip.io.ase_files import MAX_RATIO, MIN_INFLATED, read_images
+from aiida_mlip.io.documents import brief
 from aiida_mlip.io.extxyz import parse_booleans, parse_comment, parse_floats, parse_properties
-from aiida_mlip.io.lammps_text import RawAtoms, read_data_file, read_dump_atoms, read_dump_header
+from aiida_mlip.io.lammps_text import RawAtoms, read_count, read_data_file, read_dump_atoms, read_dump_header
 from aiida_mlip.io.line_reader import LineReader
 from aiida_mlip.kernel.frames import Frames, from_arrays
 
 Format: TypeAlias = Literal["extxyz", "lammps-dump", "lammps-data", "ase"]
 FORMATS: Final[tuple[str, ...]] = get_args(Format)
 
+#: Characters of a line by which a format is told.
+_HEAD_CHARACTERS: Final[int] = 1000
 _SUFFIXES: Final[dict[str, Format]] = {
     ".xyz": "extxyz", ".extxyz": "extxyz", ".dump": "lammps-dump", ".lammpstrj": "lammps-dump",
     ".lmp": "lammps-data", ".data": "lammps-data", ".traj": "ase",
@@ -108,6 +114,8 @@ def count_frames(path: str | Path, *, file_format: Format | None = None) -> int:
     kind = file_format or detect_format(path)
     if kind == "lammps-data":
         return 1
+    if not path.is_file():
+        raise FileFormatError(f"{path}: no such file")
     if kind == "ase":
         from ase.io import Trajectory
 
@@ -126,6 +134,8 @@ def detect_format(path: str | Path) -> Format:
     :raises FileFormatError: neither tells.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileFormatError(f"{path}: no such file")
     suffixes = [suffix.lower() for suffix in path.suffixes if suffix.lower() != ".gz"]
     if suffixes and suffixes[-1] in _SUFFIXES:
         return _SUFFIXES[suffixes[-1]]
@@ -134,8 +144,8 @@ def detect_format(path: str | Path) -> Format:
             return "ase"
     with _opened(path) as text:
         try:
-            head = [text.readline() for _ in range(30)]
-        except (UnicodeDecodeError, OSError, EOFError) as error:
+            head = [text.readline(_HEAD_CHARACTERS) for _ in range(30)]
+        except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
             raise FileFormatError(f"{path}: neither its name nor its content tells the format ({error})") from error
     if head[0].startswith("ITEM:"):
         return "lammps-dump"
@@ -182,9 +192,7 @@ def _xyz_natoms(reader: LineReader) -> int | None:
         line = reader.next()
     if line is None:
         return None
-    if not line.strip().isdigit() or int(line) < 1:
-        raise reader.error(f"expected a number of atoms, got {line.strip()[:60]!r}")
-    return int(line)
+    return read_count(reader, line)
 
 
 def _xyz_atoms(reader: LineReader, natoms: int, comment: str) -> RawAtoms:
@@ -205,7 +213,7 @@ def _xyz_atoms(reader: LineReader, natoms: int, comment: str) -> RawAtoms:
 def _symbols_of_numbers(reader: LineReader, values: np.ndarray) -> np.ndarray:
     from ase.data import chemical_symbols
 
-    numbers = values.astype(int)
+    numbers = np.nan_to_num(values, nan=0, posinf=0, neginf=0).clip(0, len(chemical_symbols)).astype(int)
     if numbers.min() < 1 or numbers.max() >= len(chemical_symbols) or (numbers != values).any():
         raise reader.error(f"atomic numbers must be 1..{len(chemical_symbols) - 1}, got {values.min()}..{values.max()}")
     return np.array(chemical_symbols)[numbers]
@@ -215,6 +223,8 @@ def _complete(raw: RawAtoms, reader: LineReader, species: Sequence[str] | None) 
     """Frame with atomic numbers, after the last checks."""
     from ase.data import atomic_numbers
 
+    if not np.isfinite(raw.cell).all():
+        raise reader.error(f"the cell is not finite: {raw.cell.tolist()}")
     if raw.symbols is not None:
         kinds, inverse = np.unique(raw.symbols, return_inverse=True)
         names = {index: str(symbol) for index, symbol in enumerate(kinds)}
@@ -227,7 +237,7 @@ def _complete(raw: RawAtoms, reader: LineReader, species: Sequence[str] | None) 
             raise InvalidInputError(f"{reader.source}: give the species of the atom types {missing}")
     table = np.zeros(max(names) + 1 if names else 1, dtype=np.uint8)
     for kind, symbol in names.items():
-        if kind >= 0 and symbol not in atomic_numbers:
+        if kind >= 0 and not atomic_numbers.get(symbol):
             raise reader.error(f"unknown chemical symbol {symbol!r}")
         table[kind] = atomic_numbers[symbol]
     if not np.isfinite(raw.positions).all():
@@ -239,10 +249,10 @@ def _complete(raw: RawAtoms, reader: LineReader, species: Sequence[str] | None) 
 
 def _read_ase(path: Path, frame: int) -> LargeFrame:
     """One frame of an ASE trajectory, or of any other file that ASE reads."""
-    import ase.io
-
-    with _foreign(path):
-        atoms = ase.io.read(path, index=frame)
+    try:
+        (atoms,) = read_images(path, index=frame)
+    except IndexError as error:
+        raise InvalidInputError(f"{path}: there is no such frame") from error
     return LargeFrame(
         atoms.numbers.astype(np.uint8), atoms.positions, atoms.cell.array, np.array(atoms.pbc), None, frame
     )
@@ -256,7 +266,27 @@ def _foreign(path: Path) -> Iterator[None]:
     except (IndexError, StopIteration) as error:
         raise InvalidInputError(f"{path}: there is no such frame") from error
     except Exception as error:  # each of ASE's many readers fails in its own way
-        raise FileFormatError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+        raise FileFormatError(f"{path}: ASE cannot read it ({type(error).__name__}: {brief(error)})") from error
+
+
+class _Inflated(io.RawIOBase):
+    """Bytes of a packed file; an error once it inflates to more than :data:`MAX_RATIO` times its size."""
+
+    def __init__(self, packed: gzip.GzipFile, path: Path) -> None:
+        self._packed = packed
+        self._left = max(MAX_RATIO * path.stat().st_size, MIN_INFLATED)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:  # Python 3.11 has no name for what holds bytes
+        view = memoryview(buffer)
+        data = self._packed.read1(len(view))
+        self._left -= len(data)
+        if self._left < 0:
+            raise OSError(f"it inflates to more than {MAX_RATIO} times its size")
+        view[: len(data)] = data
+        return len(data)
 
 
 @contextmanager
@@ -268,8 +298,8 @@ def _reader(path: Path) -> Iterator[LineReader]:
 @contextmanager
 def _opened(path: Path) -> Iterator[IO[str]]:
     if path.suffix.lower() == ".gz":
-        with gzip.open(path, "rt", encoding="utf-8") as packed:
-            yield cast(IO[str], packed)
+        with gzip.open(path, "rb") as packed, io.BufferedReader(_Inflated(packed, path)) as inflated:
+            yield io.TextIOWrapper(inflated, encoding="utf-8")
         return
     with path.open(encoding="utf-8", buffering=1 << 20) as stream:
         yield stream

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from typing import IO, Final
 
 import numpy as np
@@ -12,6 +12,8 @@ from aiida_mlip.errors import FileFormatError
 
 #: Lines that are held as text at once.
 _BLOCK: Final[int] = 50_000
+#: Longest line (characters).
+_LONGEST: Final[int] = 1 << 20
 #: Characters of a word in a table.
 _WORD: Final[str] = "U16"
 
@@ -78,16 +80,16 @@ class LineReader:
         :returns: (rows, numbers) float64 and (rows, words) text.
         :raises FileFormatError: the file ends before, or a line without these columns; names it.
         """
-        values = np.empty((rows, len(numbers)))
-        texts = np.empty((rows, len(words)), dtype=_WORD)
+        # what the file says of its length may be wrong: nothing is allocated by it
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
         first = 0
         while first < rows:
             lines = list(self._take(min(rows - first, _BLOCK)))
             if not lines:
                 raise self.error(f"truncated: {first} of {rows} rows are there")
-            part = slice(first, first + len(lines))
-            values[part], texts[part] = self._parse(lines, numbers, words)
+            parts.append(self._parse(lines, numbers, words))
             first += len(lines)
+        values, texts = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         return values, texts
 
     def _parse(self, lines: list[str], numbers: Sequence[int], words: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -120,8 +122,13 @@ class LineReader:
             self.line += 1
             yield text
         try:
-            for text in islice(self._stream, count):
+            for _ in range(count):
+                text = self._stream.readline(_LONGEST + 1)
+                if not text:
+                    return
                 self.line += 1
+                if len(text) > _LONGEST:
+                    raise self.error(f"a line of more than {_LONGEST} characters")
                 yield text
-        except (UnicodeDecodeError, EOFError, OSError) as error:
+        except (UnicodeDecodeError, EOFError, OSError, zlib.error) as error:
             raise self.error(f"cannot be read: {error}") from error

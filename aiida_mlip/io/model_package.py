@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import IO, Any, Final
 
-import yaml
-
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import brief, load_yaml, plain_text
 
 #: File name extension that NequIP insists on.
 EXTENSION: Final[str] = ".nequip.zip"
@@ -31,7 +30,9 @@ MAX_RATIO: Final[int] = 100
 #: Most members of an archive: a large model has about two thousand.
 MAX_MEMBERS: Final[int] = 100_000
 #: Largest text member that is read (bytes).
-MAX_TEXT: Final[int] = 4 * 1024**2
+MAX_TEXT: Final[int] = 1024**2
+#: Longest name of a type, version or variant.
+_MAX_WORD: Final[int] = 200
 
 _METADATA: Final[str] = "package_metadata.txt"
 _CONFIG: Final[str] = "config.yaml"
@@ -50,6 +51,8 @@ _UNREADABLE: Final = (
     ValueError,
     IndexError,
 )
+#: No cutoff is longer (Å); integers of any size are numbers in YAML.
+_FAR: Final[float] = 1e6
 _LINK: Final[int] = 0o120000
 _TYPE_BITS: Final[int] = 0o170000
 
@@ -108,7 +111,9 @@ def read_package(stream: IO[bytes], *, source: str) -> ModelPackage:
     except FileFormatError:
         raise
     except _UNREADABLE as error:
-        raise FileFormatError(f"{source}: not a readable model package, truncated or changed ({error})") from error
+        raise FileFormatError(
+            f"{source}: not a readable model package, truncated or changed ({brief(error)})"
+        ) from error
     except OSError as error:
         raise FileFormatError(f"{source}: cannot be read ({error})") from error
     finally:
@@ -172,10 +177,7 @@ def _read_yaml(
     info = members[name]
     if info.file_size > MAX_TEXT:
         raise FileFormatError(f"{source}: 'model/{name}' has {info.file_size} bytes, more than {MAX_TEXT}")
-    try:
-        data = yaml.safe_load(archive.read(info).decode())
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        raise FileFormatError(f"{source}: 'model/{name}' is not readable YAML ({error})") from error
+    data = load_yaml(archive.read(info), source=f"{source}: 'model/{name}'")
     if not isinstance(data, dict):
         raise FileFormatError(f"{source}: 'model/{name}' is not a mapping")
     return data
@@ -185,30 +187,47 @@ def _describe(
     metadata: Mapping[str, Any], config: Mapping[str, Any], digest: str, size: int, source: str
 ) -> ModelPackage:
     types = metadata.get("atom_types")
-    if not isinstance(types, dict) or sorted(types) != list(range(len(types))) or not types:
-        raise FileFormatError(f"{source}: 'model/{_METADATA}' names no atom types (key 'atom_types': {types!r})")
+    if not isinstance(types, dict) or not types or {type(key) for key in types} != {int}:
+        raise FileFormatError(f"{source}: 'model/{_METADATA}' names no atom types (key 'atom_types')")
+    if set(types) != set(range(len(types))) or len(_words(types)) < len(types):
+        raise FileFormatError(f"{source}: 'model/{_METADATA}' names no atom types for 0, 1, ... (key 'atom_types')")
     module = config.get("training_module")
     model = module.get("model", {}) if isinstance(module, dict) else {}
     # a fine-tuned model's own section names only its origin; its transforms were made for the same cutoff
     cutoffs = _numbers(model, "r_max") or _numbers(config.get("data"), "r_max")
     dtypes = [value for value in _values(model, "model_dtype") if value in ("float32", "float64")]
-    versions = metadata.get("versions")
     available = metadata.get("available_models")
+    version = metadata.get("package_version_id")
     return ModelPackage(
         sha256=digest,
         size_bytes=size,
-        type_names=tuple(str(types[index]) for index in range(len(types))),
+        type_names=tuple(_words(types)[str(index)] for index in range(len(types))),
         cutoff_ang=max(cutoffs) if cutoffs else None,
         model_dtype=dtypes[0] if dtypes else None,
-        versions={str(k): str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
-        available_models=tuple(str(name) for name in available) if isinstance(available, list) else (),
-        format_version=int(metadata.get("package_version_id") or 0),
+        versions=_words(metadata.get("versions")),
+        available_models=tuple(_words(dict(enumerate(available))).values()) if isinstance(available, list) else (),
+        format_version=version if isinstance(version, int) and 0 <= version < _FAR else 0,
     )
+
+
+def _words(tree: Any) -> dict[str, str]:
+    """Short words and numbers of a mapping as text; whatever else is in it (an alias may make it endless) is left."""
+    if not isinstance(tree, dict):
+        return {}
+    pairs = ((_word(key), _word(value)) for key, value in tree.items())
+    return {key: value for key, value in pairs if key is not None and value is not None}
+
+
+def _word(value: Any) -> str | None:
+    if isinstance(value, int | float) and abs(value) < _FAR:
+        return str(value)
+    return plain_text(value) if isinstance(value, str) and len(value) <= _MAX_WORD else None
 
 
 def _numbers(tree: Any, key: str) -> list[float]:
     """Positive finite numbers under a key, anywhere in a tree of mappings and lists."""
-    found = [float(v) for v in _values(tree, key) if isinstance(v, int | float) and not isinstance(v, bool)]
+    values = (v for v in _values(tree, key) if isinstance(v, int | float) and not isinstance(v, bool))
+    found = [float(v) for v in values if abs(v) < _FAR]
     return [value for value in found if math.isfinite(value) and value > 0]
 
 

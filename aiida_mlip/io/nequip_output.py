@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import brief
 
 #: Column of the metrics file of the logger -> name of the curve; RMSE of the moving average of the weights.
 CURVES: Final[dict[str, str]] = {
@@ -28,6 +29,10 @@ CURVES: Final[dict[str, str]] = {
     "val0_epoch/stress": "val_stress_rmse_ev_per_ang3",
     "val0_epoch/weighted_sum": "val_objective",
 }
+#: Largest count that a log can mean.
+_MOST_COUNT: Final[float] = 1e15
+#: Epochs of a training; a table that says more is none.
+_MOST_EPOCHS: Final[int] = 10**9
 OBJECTIVE: Final[str] = "val_objective"
 _STATISTIC: Final[re.Pattern[str]] = re.compile(
     r"stats_manager\].*\b(num_frames(?:_\d+)?|num_atoms|num_neighbors_mean): (\S+)"
@@ -97,11 +102,17 @@ def read_metrics(texts: Sequence[str], *, source: str) -> Curves:
         fresh: dict[int, dict[str, float]] = {}
         announced: dict[str, float] = {}  # the rate is logged before the number of its epoch
         for row in _rows(text, source):
-            found = {name: float(row[column]) for column, name in CURVES.items() if row.get(column)}
-            if not row.get("epoch"):
+            try:
+                found = {name: float(row[column]) for column, name in CURVES.items() if row.get(column)}
+                epoch = int(float(row["epoch"])) if row.get("epoch") else None
+            except (ValueError, OverflowError) as error:
+                raise FileFormatError(f"{source}: not a table of metrics ({brief(error)})") from error
+            if epoch is None:
                 announced = found
                 continue
-            fresh.setdefault(int(float(row["epoch"])), {}).update({**announced, **found})
+            if not 0 <= epoch <= _MOST_EPOCHS:
+                raise FileFormatError(f"{source}: epoch {epoch}")
+            fresh.setdefault(epoch, {}).update({**announced, **found})
             announced = {}
         if fresh and not any(name.startswith("val") for name in fresh[max(fresh)]):
             del fresh[max(fresh)]  # begun, not finished
@@ -149,7 +160,15 @@ def data_statistics(log: str) -> dict[str, float]:
 
     With several levels of theory also ``num_frames_<index>`` for each.
     """
-    return {name: float(value) for name, value in _STATISTIC.findall(log)}
+    found: dict[str, float] = {}
+    for name, text in _STATISTIC.findall(log):
+        try:
+            value = float(text)
+        except ValueError:
+            continue  # half a line
+        if abs(value) < _MOST_COUNT:  # neither NaN nor infinite
+            found[name] = value
+    return found
 
 
 def says_out_of_time(log: str) -> bool:

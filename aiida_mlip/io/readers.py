@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from aiida_mlip.errors import FileFormatError, FrameError, InvalidInputError
+from aiida_mlip.errors import FileFormatError, FrameError, InvalidInputError, MlipError
+from aiida_mlip.io.ase_files import read_images, what_is_wrong
+from aiida_mlip.io.documents import brief
 from aiida_mlip.io.extxyz import LabelKeys, read_extxyz
 from aiida_mlip.kernel.cells import has_vacuum
 from aiida_mlip.kernel.frames import Failure, Frames, concatenate, digest, from_ase
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 GROUPS: Final[tuple[str, ...]] = ("frame", "file")
 _EXTXYZ: Final[tuple[str, ...]] = (".xyz", ".extxyz")
 _HEAD_BYTES: Final[int] = 4096
+#: Largest output of pw.x that is read (bytes).
+MAX_TEXT: Final[int] = 2 * 1024**3
 _SCF_END: Final[re.Pattern[str]] = re.compile(r"convergence (has been achieved|NOT achieved)")
 
 
@@ -97,10 +101,12 @@ def _read_pw(path: Path, *, fidelity: str | None, group: str) -> FileFrames:
         raise InvalidInputError(f"group {group!r}: outputs of pw.x have no info keys; allowed are {GROUPS}")
     if fidelity is None:
         raise InvalidInputError(f"{path}: labels of pw.x need the name of a fidelity")
+    if (size := path.stat().st_size) > MAX_TEXT:
+        raise FileFormatError(f"{path}: {size} bytes, more than {MAX_TEXT}")
     text = path.read_text(errors="replace")
     ends = [match.group(1) == "has been achieved" for match in _SCF_END.finditer(text)]
     if ends == [False]:
-        failed = _from_images([_start_geometry(text)], path, fidelity=fidelity, group=group).with_columns(
+        failed = _from_images([_start_geometry(text, path)], path, fidelity=fidelity, group=group).with_columns(
             fidelity=np.zeros(1, dtype="<i2"), failure=np.array([Failure.SCF_NOT_CONVERGED], dtype=np.uint8)
         )
         return FileFrames(path, failed, unconverged=1)
@@ -117,14 +123,19 @@ def _read_pw(path: Path, *, fidelity: str | None, group: str) -> FileFrames:
     return FileFrames(path, _from_images(good, path, fidelity=fidelity, group=group), len(images) - len(good))
 
 
-def _start_geometry(text: str) -> Atoms:
+def _start_geometry(text: str, path: Path) -> Atoms:
     """Geometry at the head of a pw.x output: what ran, also when nothing came of it."""
     from ase.io.espresso import parse_pwo_start
 
     lines = text.splitlines(keepends=True)
     first = next(index for index, line in enumerate(lines) if "Program PWSCF" in line)
-    atoms = parse_pwo_start(lines, first)["atoms"]
+    try:
+        atoms = parse_pwo_start(lines, first)["atoms"]
+    except Exception as error:
+        raise FileFormatError(f"{path}: no geometry in it ({type(error).__name__}: {brief(error)})") from error
     atoms.calc = None
+    if wrong := what_is_wrong(atoms.numbers, atoms.positions, atoms.cell.array):
+        raise FileFormatError(f"{path}: {wrong}")
     return atoms
 
 
@@ -133,19 +144,24 @@ def _has_energy(image: Atoms) -> bool:
 
 
 def _read_ase(path: Path, file_format: str | None) -> list[Atoms]:
-    import ase.io
-
     try:
-        images = ase.io.read(path, index=":", format=file_format)
-    except Exception as error:  # each of ASE's many readers fails in its own way
-        raise FileFormatError(f"{path}: ASE cannot read it ({type(error).__name__}: {error})") from error
+        images = read_images(path, file_format=file_format)
+    except IndexError as error:
+        raise FileFormatError(f"{path}: ASE cannot read it (IndexError: {error})") from error
     if not images:
         raise FileFormatError(f"{path}: there are no frames in it")
-    return list(images)
+    return images
 
 
 def _from_images(images: list[Atoms], path: Path, *, fidelity: str | None, group: str) -> Frames:
-    frames = from_ase(images, fidelity=fidelity, source=str(path))
+    try:
+        frames = from_ase(images, fidelity=fidelity, source=str(path))
+    except MlipError:
+        raise
+    except (ValueError, TypeError, IndexError) as error:
+        raise FileFormatError(f"{path}: labels that do not fit the atoms ({brief(error)})") from error
+    if any(np.isinf(values).any() for values in (frames.energy, frames.forces, frames.stress)):
+        raise FileFormatError(f"{path}: infinite labels")
     stress = frames.stress.copy()
     for row in _stressed(frames):
         # the stress of a cell with vacuum is a property of the box, not of the material

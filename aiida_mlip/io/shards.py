@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import struct
-import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable
@@ -20,33 +19,24 @@ from typing import IO, Any, Final
 import numpy as np
 
 from aiida_mlip.errors import FileFormatError
-from aiida_mlip.kernel.frames import ATOM_COLUMNS, OPTIONAL_ATOM_COLUMNS, ROW_COLUMNS, Frames
+from aiida_mlip.io.arrays import UNREADABLE
+from aiida_mlip.io.documents import brief, parse_json
+from aiida_mlip.kernel.frames import ATOM_COLUMNS, NONE, OPTIONAL_ATOM_COLUMNS, ROW_COLUMNS, Failure, Frames, frame_ids
 
 VERSION: Final[int] = 1
 #: Rows per shard: large enough that a file is not a cost, small enough that one shard fits in memory many times.
 ROWS_PER_SHARD: Final[int] = 10_000
 _HEADER: Final[str] = "header.json"
 _SUFFIX: Final[str] = ".npy"
+#: Largest header of names (bytes).
+MAX_HEADER_BYTES: Final[int] = 4 * 1024**2
+#: Largest atomic number that has a symbol.
+_HEAVIEST: Final[int] = 118
 #: Bytes within which the header of an array must end.
 _MAX_ARRAY_HEADER: Final[int] = 4096
 _TABLES: Final[tuple[str, str]] = ("fidelities", "generators")
 #: Columns that every shard has.
 _ALWAYS: Final[tuple[str, ...]] = ("numbers", "positions", "cell", "frame_id")
-#: What a damaged or hostile file makes the readers below raise.
-_UNREADABLE: Final[tuple[type[Exception], ...]] = (
-    zipfile.BadZipFile,
-    zipfile.LargeZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    ValueError,
-    KeyError,
-    IndexError,
-    SyntaxError,
-    RuntimeError,  # encrypted members, JSON nested without end, compressions that do not exist
-    struct.error,
-    tokenize.TokenError,
-)
 _EPOCH: Final[tuple[int, int, int, int, int, int]] = (1980, 1, 1, 0, 0, 0)
 
 
@@ -84,7 +74,37 @@ def read_shard(stream: IO[bytes], *, source: str = "shard") -> Frames:
     try:
         return Frames(**columns, fidelities=tuple(header["fidelities"]), generators=tuple(header["generators"]))
     except (TypeError, ValueError, KeyError) as error:
-        raise FileFormatError(f"{source}: {error}") from error
+        raise FileFormatError(f"{source}: {brief(error)}") from error
+
+
+def read_foreign_shard(stream: IO[bytes], *, source: str) -> Frames:
+    """Frames of a shard that a job left or a person gave: readable, and frames that can be.
+
+    The frame ids must be those of the geometries: what is already labelled is recognised by them.
+
+    :raises FileFormatError: as :func:`read_shard`, or rows without atoms, atoms without an element, positions, cells or
+        labels that are infinite, labels of no level of theory, failures that do not exist, wrong frame ids.
+    """
+    frames = read_shard(stream, source=source)
+    labels = (frames.energy, frames.forces, frames.stress)
+    wrong = {
+        "no rows": len(frames) == 0,
+        "rows without atoms": (frames.natoms < 1).any(),
+        f"atomic numbers other than 1..{_HEAVIEST}": ((frames.numbers < 1) | (frames.numbers > _HEAVIEST)).any(),
+        "positions that are not finite": not np.isfinite(frames.positions).all(),
+        "cells that are not finite": not np.isfinite(frames.cell).all(),
+        "periodicities other than 0 and 1": frames.pbc.view(np.uint8).max(initial=0) > 1,
+        "infinite labels": any(np.isinf(values).any() for values in labels),
+        "failures that do not exist": frames.failure.max(initial=0) > max(Failure),
+        "names that repeat": any(len(set(names)) < len(names) for names in (frames.fidelities, frames.generators)),
+    }
+    if found := [what for what, is_so in wrong.items() if is_so]:
+        raise FileFormatError(f"{source}: {', '.join(found)}")
+    if (frames.labelled & (frames.fidelity == NONE)).any():
+        raise FileFormatError(f"{source}: labels without a level of theory")
+    if (changed := (frames.frame_id != frame_ids(frames)).any(axis=1)).any():
+        raise FileFormatError(f"{source}, frame {int(changed.argmax())}: the frame id is not that of the geometry")
+    return frames
 
 
 def read_columns(stream: IO[bytes], names: Iterable[str], *, source: str = "shard") -> dict[str, np.ndarray]:
@@ -161,10 +181,10 @@ def _read(stream: IO[bytes], wanted: set[str] | None, source: str) -> tuple[dict
                         f"expected {dtype} (*, {shape})"
                     )
             lengths = {name: _member_length(archive, name) for name in _ALWAYS}
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if isinstance(error, FileFormatError):
             raise
-        raise FileFormatError(f"{source}: not a readable shard ({error})") from error
+        raise FileFormatError(f"{source}: not a readable shard ({brief(error)})") from error
     if "natoms" not in columns:
         raise FileFormatError(f"{source}: column 'natoms' is missing")
     if (columns["natoms"] < 0).any():
@@ -181,7 +201,9 @@ def _read_header(archive: zipfile.ZipFile, source: str) -> dict[str, Any]:
     info = archive.getinfo(_HEADER)
     if info.compress_type != zipfile.ZIP_STORED:
         raise FileFormatError(f"{source}: the header is compressed")
-    header = json.loads(archive.read(info))
+    if info.file_size > MAX_HEADER_BYTES:
+        raise FileFormatError(f"{source}: a header of {info.file_size} bytes, more than {MAX_HEADER_BYTES}")
+    header = parse_json(archive.read(info), source=f"{source}, header")
     if not isinstance(header, dict) or header.get("version") != VERSION:
         raise FileFormatError(f"{source}: not a shard of version {VERSION}")
     for table in _TABLES:
@@ -195,10 +217,10 @@ def _member_length(archive: zipfile.ZipFile, name: str) -> int:
     """Length of a column from its array header, without reading the column."""
     with archive.open(name + _SUFFIX) as member:
         if np.lib.format.read_magic(member) != (1, 0):
-            raise FileFormatError(f"column {name!r} is of an unknown array format")
+            raise ValueError(f"column {name!r} is of an unknown array format")
         shape, _, _ = np.lib.format.read_array_header_1_0(member)
     if not shape:
-        raise FileFormatError(f"column {name!r} has no length")
+        raise ValueError(f"column {name!r} has no length")
     return int(shape[0])
 
 
@@ -209,7 +231,7 @@ def _member(info: zipfile.ZipInfo, data: bytearray) -> memoryview:
     start = local + 30 + name_length + extra_length
     view = memoryview(data)[start : start + info.file_size]
     if len(view) != info.file_size or zlib.crc32(view) != info.CRC:
-        raise FileFormatError(f"member {info.filename!r} is damaged")
+        raise ValueError(f"member {info.filename!r} is damaged")
     return view
 
 
@@ -218,10 +240,10 @@ def _read_array(data: bytearray | memoryview) -> np.ndarray:
     stream = io.BytesIO(data[:_MAX_ARRAY_HEADER])
     version = np.lib.format.read_magic(stream)
     if version != (1, 0):
-        raise FileFormatError(f"array format {version} is not supported")
+        raise ValueError(f"array format {version} is not supported")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
     if fortran or dtype.hasobject:
-        raise FileFormatError("array is in Fortran order or holds Python objects")
+        raise ValueError("array is in Fortran order or holds Python objects")
     return np.frombuffer(memoryview(data)[stream.tell() :], dtype=dtype).reshape(shape)
 
 

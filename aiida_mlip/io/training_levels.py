@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import parse_json
 
 LEVELS_FILE: Final[str] = "levels.json"
 
@@ -43,7 +44,7 @@ class TrainingLevels:
         :raises FileFormatError: not such a text.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text, source=source)
             return cls(**{**values, "fidelities": tuple(values["fidelities"])})
         except (ValueError, TypeError, KeyError) as error:
             raise FileFormatError(f"{source}: not the levels of a training ({error})") from error

@@ -14,6 +14,8 @@ from aiida_mlip.errors import FileFormatError, InvalidInputError
 #: γ up to which bins resolve, and their width: thresholds of 1, 1.5 and 4 are edges.
 DEFAULT_TOP: Final[float] = 10.0
 DEFAULT_WIDTH: Final[float] = 0.05
+#: Bins of a histogram that is read back.
+_MOST_BINS: Final[int] = 1_000_000
 
 
 class GradeHistogram:
@@ -90,6 +92,8 @@ class GradeHistogram:
         :raises FileFormatError: something else.
         """
         try:
+            if data["top"] / data["width"] > _MOST_BINS:
+                raise ValueError(f"more than {_MOST_BINS} bins")
             made = cls(top=data["top"], width=data["width"])
             for symbol, values in data["counts"].items():
                 counts = np.array(values, dtype=np.int64)
@@ -99,6 +103,6 @@ class GradeHistogram:
             made.largest_atom = int(data["largest_atom"])
             unknown = np.inf if made.largest_atom >= 0 else -np.inf
             made.largest = float(unknown if data["largest"] is None else data["largest"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError) as error:
             raise FileFormatError(f"not a histogram of grades: {error}") from error
         return made

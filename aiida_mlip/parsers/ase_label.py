@@ -8,13 +8,13 @@ import numpy as np
 from aiida import orm
 from aiida.engine import ExitCode
 from aiida.parsers import Parser
-from pydantic import ValidationError
 
 from aiida_mlip.data.batches import job_texts, take_rows
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import brief, parse_model
 from aiida_mlip.io.label_messages import LABELS_FILE, OUTPUT_FILE, LabelReport
-from aiida_mlip.io.shards import read_shard
+from aiida_mlip.io.shards import read_foreign_shard
 from aiida_mlip.kernel.failures import classify, summary_line
 from aiida_mlip.kernel.frames import Failure, Frames, concatenate, id_bytes
 from aiida_mlip.kernel.labelling import without_labels
@@ -28,7 +28,7 @@ class AseLabelParser(Parser):
         content = self.node.inputs.batch.get_dict()
         asked = without_labels(take_rows(self.node.inputs.dataset, content["rows"]))
         report, labels, problem = self._read(len(asked))
-        done = self._checked(labels, asked)
+        done = self._checked(labels, asked, content["fidelity"])
         texts = job_texts(self.node)
         why = classify(self.node.exit_status, *texts)
         if report is not None and report.error:
@@ -52,27 +52,33 @@ class AseLabelParser(Parser):
         problem = ""
         if OUTPUT_FILE in names:
             try:
-                text = self.retrieved.base.repository.get_object_content(OUTPUT_FILE, mode="r")
-                report = LabelReport.model_validate_json(text)
-            except (ValidationError, UnicodeDecodeError) as error:
-                problem = f"{OUTPUT_FILE}: {error}"
+                data = self.retrieved.base.repository.get_object_content(OUTPUT_FILE, mode="rb")
+                report = parse_model(data, LabelReport, source=OUTPUT_FILE)
+            except (FileFormatError, OSError) as error:
+                problem = brief(error)
         if LABELS_FILE in names:
             try:
                 with self.retrieved.base.repository.open(LABELS_FILE, "rb") as handle:
-                    labels = read_shard(handle, source=LABELS_FILE)
-            except FileFormatError as error:
-                problem = str(error)
+                    labels = read_foreign_shard(handle, source=LABELS_FILE)
+            except (FileFormatError, OSError) as error:
+                problem = brief(error)
         if labels is not None and len(labels) > n_asked:
             problem = f"{LABELS_FILE} has {len(labels)} rows, {n_asked} were asked for"
             labels = None
         return report, labels, problem
 
     @staticmethod
-    def _checked(labels: Frames | None, asked: Frames) -> Frames:
-        """Finished rows; none if they are not the frames that were asked for."""
+    def _checked(labels: Frames | None, asked: Frames, fidelity: str) -> Frames:
+        """Finished rows, none if they are not the frames that were asked for; their lineage is the one they had."""
         if labels is None or not np.array_equal(labels.frame_id, asked.frame_id[: len(labels)]):
             return asked.take([])
-        return labels
+        rows = asked.take(np.arange(len(labels)))
+        return rows.with_columns(
+            **{name: getattr(labels, name) for name in ("energy", "forces", "stress", "cost")},
+            failure=np.where(labels.labelled | (labels.failure > 0), labels.failure, Failure.PARSE).astype("|u1"),
+            fidelity=np.zeros(len(rows), dtype="<i2"),
+            fidelities=(fidelity,),
+        )
 
     @staticmethod
     def _failed(frames: Frames, fidelity: str, why: Failure) -> Frames:
@@ -88,7 +94,7 @@ class AseLabelParser(Parser):
                 "frame_id": frame_id,
                 "class": Failure(int(failure)).label,
                 "uuid": self.node.uuid,
-                "message": messages.get(row, reason),
+                "message": brief(messages.get(row, reason)),
             }
             for row, (frame_id, failure) in enumerate(zip(rows.ids(), rows.failure, strict=True))
             if failure
@@ -97,7 +103,7 @@ class AseLabelParser(Parser):
 
     def _exit_code(self, report: LabelReport | None, done: int, asked: int, problem: str) -> ExitCode | None:
         if report is not None and report.error:
-            return self.exit_codes.ERROR_CALCULATOR.format(reason=report.error)
+            return self.exit_codes.ERROR_CALCULATOR.format(reason=brief(report.error))
         if problem:
             return self.exit_codes.ERROR_OUTPUT_TRUNCATED.format(reason=problem)
         if done == asked:

@@ -10,7 +10,8 @@ from aiida.engine import ExitCode
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
 from aiida_mlip.io.bake import BAKED
-from aiida_mlip.io.evaluation import ANSWER, read_answer
+from aiida_mlip.io.documents import brief
+from aiida_mlip.io.evaluation import ANSWER
 from aiida_mlip.parsers.evaluate import EvaluateParser
 
 
@@ -23,8 +24,7 @@ class BakeParser(EvaluateParser):
         if ANSWER not in self.retrieved.base.repository.list_object_names():
             return self._interrupted(ANSWER)
         try:
-            with self.retrieved.base.repository.as_path(ANSWER) as path:
-                answer = read_answer(Path(path))
+            answer = self._answer()
             if answer["status"] == "failed":
                 return self._refused(answer)
             if not (folder / BAKED).exists():
@@ -33,7 +33,7 @@ class BakeParser(EvaluateParser):
         except KeyError as error:
             return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=f"{ANSWER}: key {error} is missing")
         except (MlipError, OSError) as error:
-            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=str(error))
+            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=brief(error))
         self.out("potential", potential)
         return None
 

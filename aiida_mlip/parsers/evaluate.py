@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +12,8 @@ from aiida.engine import ExitCode
 from aiida.parsers import Parser
 
 from aiida_mlip.data.potential import jsonable
-from aiida_mlip.errors import FileFormatError
+from aiida_mlip.errors import FileFormatError, MlipError
+from aiida_mlip.io.documents import brief, plain_text
 from aiida_mlip.io.evaluation import (
     ANSWER,
     GRADES,
@@ -53,8 +55,7 @@ class EvaluateParser(Parser):
         if ANSWER not in self.retrieved.base.repository.list_object_names():
             return self._interrupted(ANSWER)
         try:
-            with self.retrieved.base.repository.as_path(ANSWER) as path:
-                answer = read_answer(Path(path))
+            answer = self._answer()
             if answer["status"] == "failed":
                 return self._refused(answer)
             if not (folder / PREDICTIONS).exists():
@@ -62,13 +63,13 @@ class EvaluateParser(Parser):
             predictions, part = read_predictions(folder / PREDICTIONS)
             frames = labels_at(self.node.inputs.dataset.frames(), self.node.inputs.potential.fidelities)
             parity = parity_data(frames, predictions, part, read_novelty(folder / PREDICTIONS))
-            errors = {key: answer[key] for key in ("errors", "fidelities", "failures", "n_frames")}
-            complaint = answer.get("grades", {}).get("message", "")
+            errors = checked_errors(answer)
+            complaint = brief((answer.get("grades") or {}).get("message", ""))
             grades = read_grades(folder / GRADES) if (folder / GRADES).exists() else None
         except KeyError as error:
             return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=f"{ANSWER}: key {error} is missing")
-        except (FileFormatError, OSError) as error:
-            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=str(error))
+        except (MlipError, OSError) as error:
+            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=brief(error))
         self.out("errors", orm.Dict(error_summary(errors)))
         self.out("parity", parity)
         if grades is not None:
@@ -81,16 +82,28 @@ class EvaluateParser(Parser):
             return self.exit_codes.ERROR_SOME_FRAMES_FAILED.format(failed=failed, n=len(frames))
         return self.exit_codes.ERROR_GRADES_FAILED.format(message=complaint) if complaint else None
 
+    def _answer(self) -> dict[str, Any]:
+        """What the program answered.
+
+        :raises FileFormatError: something else.
+        """
+        with self.retrieved.base.repository.as_path(ANSWER) as path:
+            answer = read_answer(Path(path))
+        wrong = [key for key in ("grades", "fragments") if not isinstance(answer.get(key) or {}, Mapping)]
+        if wrong:
+            raise FileFormatError(f"{ANSWER}: {wrong[0]} is no mapping")
+        return answer
+
     def _refused(self, answer: dict[str, Any]) -> ExitCode:
         """Exit code of a program that says why it could do nothing."""
         name = _REASONS.get(str(answer.get("reason")), "ERROR_INVALID_INPUT")
-        return getattr(self.exit_codes, name).format(message=answer.get("message", "no message"))
+        return getattr(self.exit_codes, name).format(message=brief(answer.get("message", "no message")))
 
     def _interrupted(self, missing: str) -> ExitCode:
         """Exit code of a program that did not get to its end: what the scheduler and the program left say why."""
         name = self.node.get_option("output_filename")
         try:
-            output = self.retrieved.base.repository.get_object_content(name)
+            output = self.retrieved.base.repository.get_object_content(name, mode="rb").decode(errors="replace")
         except OSError:
             output = ""
         text = "\n".join([output, self.node.get_scheduler_stderr() or "", self.node.get_scheduler_stdout() or ""])
@@ -100,7 +113,23 @@ class EvaluateParser(Parser):
         if any(word in lowered for word in _MEMORY):
             return self.exit_codes.ERROR_OUT_OF_MEMORY
         lines = [line for line in text.splitlines() if line.strip()]
-        return self.exit_codes.ERROR_OUTPUT_MISSING.format(name=missing, end=" | ".join(lines[-3:])[-500:])
+        return self.exit_codes.ERROR_OUTPUT_MISSING.format(name=missing, end=plain_text(" | ".join(lines[-3:])[-500:]))
+
+
+def checked_errors(answer: dict[str, Any]) -> dict[str, Any]:
+    """The parts of an answer that become the ``errors`` node.
+
+    :raises KeyError: one is missing.
+    :raises FileFormatError: one is something else.
+    """
+    kinds: dict[str, type] = {"errors": Mapping, "fidelities": object, "failures": list, "n_frames": int}
+    for key, kind in kinds.items():
+        if not isinstance(answer[key], kind):
+            raise FileFormatError(f"{ANSWER}: {key} is a {type(answer[key]).__name__}")
+    for failure in answer["failures"]:
+        if not isinstance(failure, Mapping) or not isinstance(failure.get("failure"), str):
+            raise FileFormatError(f"{ANSWER}: failures without a class")
+    return {key: answer[key] for key in kinds}
 
 
 def error_summary(answer: dict[str, Any]) -> dict[str, Any]:

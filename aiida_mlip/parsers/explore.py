@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from aiida import orm
 from aiida.engine import ExitCode
-from pydantic import ValidationError
 
+from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import brief
 from aiida_mlip.io.explore import (
     CHECKPOINT_FILE,
     GRADES_FILE,
@@ -44,13 +45,12 @@ class ExploreParser(DynamicsParser):
         if OUTPUT_FILE not in names:
             return self.scheduler_exit_code() or self.exit_codes.ERROR_OUTPUT_MISSING.format(end=self.last_line())
         try:
-            text = self.retrieved.base.repository.get_object_content(OUTPUT_FILE, mode="r")
-            report = ExploreReport.model_validate_json(text)
-        except (ValidationError, UnicodeDecodeError) as error:
-            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=f"{OUTPUT_FILE}: {error}")
+            report = self.read_report(OUTPUT_FILE, ExploreReport)
+        except FileFormatError as error:
+            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=brief(error))
         if report.status == "refused":
             name = _REFUSALS.get(report.reason, "ERROR_INVALID_INPUT")
-            return self.exit_codes[name].format(message=report.message)
+            return self.exit_codes[name].format(message=brief(report.message))
         self.out("summary", orm.Dict(report.model_dump(mode="json")))
         problem = self._attach(Path(kwargs["retrieved_temporary_folder"]))
         if problem:

@@ -7,8 +7,9 @@ from typing import Any, Final
 
 from aiida import orm
 from aiida.engine import ExitCode
-from pydantic import ValidationError
 
+from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import brief
 from aiida_mlip.io.metadynamics import (
     BIAS_FOLDER,
     CHECKPOINT_FILE,
@@ -19,6 +20,8 @@ from aiida_mlip.io.metadynamics import (
 )
 from aiida_mlip.parsers.dynamics import DynamicsParser
 
+#: Most files of a bias.
+_MOST_FILES: Final[int] = 10_000
 #: Why the program refused -> exit code.
 _REFUSALS: Final[dict[str, str]] = {
     "species_not_covered": "ERROR_SPECIES_NOT_COVERED",
@@ -36,13 +39,12 @@ class MetadynamicsParser(DynamicsParser):
         if OUTPUT_FILE not in names:
             return self.scheduler_exit_code() or self.exit_codes.ERROR_OUTPUT_MISSING.format(end=self.last_line())
         try:
-            text = self.retrieved.base.repository.get_object_content(OUTPUT_FILE, mode="r")
-            report = MetadynamicsReport.model_validate_json(text)
-        except (ValidationError, UnicodeDecodeError) as error:
-            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=f"{OUTPUT_FILE}: {error}")
+            report = self.read_report(OUTPUT_FILE, MetadynamicsReport)
+        except FileFormatError as error:
+            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=brief(error))
         if report.status == "refused":
             name = _REFUSALS.get(report.reason, "ERROR_INVALID_INPUT")
-            return self.exit_codes[name].format(message=report.message)
+            return self.exit_codes[name].format(message=brief(report.message))
         self.out("trajectory_summary", orm.Dict(report.model_dump(mode="json")))
         problem = self._attach(Path(kwargs["retrieved_temporary_folder"]), report)
         if problem:
@@ -54,6 +56,8 @@ class MetadynamicsParser(DynamicsParser):
         problem = self.attach_dataset(folder / TRAJECTORY_FILE, "dataset")
         problem = self.attach_arrays(folder / SERIES_FILE, "series") or problem
         if (folder / BIAS_FOLDER).is_dir() and any((folder / BIAS_FOLDER).iterdir()):
+            if strange := _strange_entry(folder / BIAS_FOLDER):
+                return problem or strange
             self.out("bias", orm.FolderData(tree=str(folder / BIAS_FOLDER)))
         if report.status != "finished" and (folder / CHECKPOINT_FILE).is_file():
             self.out("checkpoint", orm.SinglefileData(folder / CHECKPOINT_FILE))
@@ -75,3 +79,13 @@ class MetadynamicsParser(DynamicsParser):
         if stopped:
             return self.exit_codes.ERROR_STOPPED_BY_WALL.format(stopped=len(stopped), total=total, message=messages)
         return None
+
+
+def _strange_entry(folder: Path) -> str:
+    """What should not be in a folder of plain files; empty if nothing: a link would bring in what it points to."""
+    for count, path in enumerate(folder.iterdir()):
+        if count >= _MOST_FILES:
+            return f"{folder.name}: more than {_MOST_FILES} files"
+        if path.is_symlink() or not path.is_file():
+            return f"{folder.name}: {brief(path.name, 60)!r} is no plain file"
+    return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from aiida.parsers import Parser
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.training_jobs import config_of, levels_of, reference_energies_of
 from aiida_mlip.errors import FileFormatError, MlipError
+from aiida_mlip.io.documents import brief, clipped_lines, plain_text
 from aiida_mlip.io.nequip_config import METRICS_FILE, cutoff_of
 from aiida_mlip.io.nequip_output import (
     Curves,
@@ -29,6 +31,8 @@ from aiida_mlip.io.training_levels import TrainingLevels
 from aiida_mlip.kernel.splits import Part, repetition
 from aiida_mlip.protocols.train import TrainSettings, train_settings
 
+#: Bytes of one file of text that are read: what a run says, not what it can be made to say.
+_MOST_TEXT: Final[int] = 256 * 1024**2
 #: Exit status of a shell's command from which on a signal has ended it.
 _BY_SIGNAL: Final[int] = 128
 
@@ -102,8 +106,8 @@ class NequipTrainParser(Parser):
             "neighbors_mean": seen.get("num_neighbors_mean"),
             "learning_rate": settings.optimizer.learning_rate,
             "batch_size": settings.batch_size,
-            "exit_status_train": int(status["train"]) if status.get("train", "").isdigit() else None,
-            "wall_seconds": int(status["seconds"]) if status.get("seconds", "").isdigit() else None,
+            "exit_status_train": _count(status.get("train", "")),
+            "wall_seconds": _count(status.get("seconds", "")),
         }
         if (levels := levels_of(self.node)) is not None:
             summary.update(self._level_summary(settings, levels, parts, seen))
@@ -150,8 +154,8 @@ class NequipTrainParser(Parser):
                     source=f"{PACKAGE_FILE} of NequipTrainCalculation<{self.node.pk}>",
                     **self._energies(settings),
                 )
-        except MlipError as error:
-            return str(error)
+        except (MlipError, OSError) as error:
+            return brief(error)
         self.out("potential", potential)
         return None
 
@@ -227,13 +231,13 @@ class NequipTrainParser(Parser):
     def _text(self, name: str) -> str:
         try:
             with self.retrieved.base.repository.open(name, "rb") as handle:
-                return bytes(handle.read()).decode("utf-8", errors="replace")
-        except FileNotFoundError:
+                return plain_text(bytes(handle.read(_MOST_TEXT)).decode("utf-8", errors="replace"))
+        except OSError:
             return ""
 
     def _log(self) -> str:
         options = [self.node.get_option(name) for name in ("output_filename", "scheduler_stdout", "scheduler_stderr")]
-        return "\n".join(self._text(name) for name in [*options, STDERR] if name)
+        return clipped_lines("\n".join(self._text(name) for name in [*options, STDERR] if name))
 
 
 def _curves_node(curves: Curves) -> orm.ArrayData:
@@ -267,10 +271,15 @@ def _by_level(summary: Mapping[str, Any], key: str, *, total: int) -> str:
     return f"{total} ({', '.join(parts)})"
 
 
+def _count(text: str) -> int | None:
+    """Whole number of a few digits; None for anything else."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
+
+
 def _was_interrupted(status: Mapping[str, str]) -> bool:
     """Whether the job did not come to its end: its script, or the packaging of the best checkpoint, was killed."""
     packaged = status.get("package", "137" if "best" in status else "0")
-    return "train" not in status or (packaged.isdigit() and int(packaged) >= _BY_SIGNAL)
+    return "train" not in status or (_count(packaged) or 0) >= _BY_SIGNAL
 
 
 def _last_line(text: str) -> str:

@@ -8,13 +8,14 @@ from typing import Any, Final
 import numpy as np
 from aiida import orm
 from aiida.engine import ExitCode
-from pydantic import ValidationError
 
 from aiida_mlip.data.atom_grades import grades_node
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import FileFormatError, MlipError
+from aiida_mlip.io.arrays import read_npy
+from aiida_mlip.io.documents import brief
 from aiida_mlip.io.fragments import ACCEPTED_FILE, NOVELTY_FILE, OUTPUT_FILE, RelaxReport
-from aiida_mlip.io.shards import read_shard
+from aiida_mlip.io.shards import read_foreign_shard
 from aiida_mlip.kernel.frames import Frames, id_bytes
 from aiida_mlip.parsers.dynamics import DynamicsParser
 
@@ -33,17 +34,16 @@ class RelaxFragmentsParser(DynamicsParser):
         if OUTPUT_FILE not in self.retrieved.base.repository.list_object_names():
             return self.scheduler_exit_code() or self.exit_codes.ERROR_OUTPUT_MISSING.format(end=self.last_line())
         try:
-            text = self.retrieved.base.repository.get_object_content(OUTPUT_FILE, mode="r")
-            report = RelaxReport.model_validate_json(text)
-        except (ValidationError, UnicodeDecodeError) as error:
-            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=f"{OUTPUT_FILE}: {error}")
+            report = self.read_report(OUTPUT_FILE, RelaxReport)
+        except FileFormatError as error:
+            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=brief(error))
         if report.status == "refused":
             name = _REFUSALS.get(report.reason, "ERROR_INVALID_INPUT")
-            return self.exit_codes[name].format(message=report.message)
+            return self.exit_codes[name].format(message=brief(report.message))
         try:
             self._attach_accepted(Path(kwargs["retrieved_temporary_folder"]), report)
-        except (MlipError, OSError, EOFError, ValueError) as error:
-            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=str(error))
+        except (MlipError, OSError) as error:
+            return self.exit_codes.ERROR_OUTPUT_UNREADABLE.format(message=brief(error))
         self.out("summary", orm.Dict(summary_of(report)))
         if report.status != "finished":
             return self.exit_codes.ERROR_OUT_OF_WALLTIME.format(done=len(report.fragments), total=report.n_fragments)
@@ -58,15 +58,14 @@ class RelaxFragmentsParser(DynamicsParser):
         if not accepted:
             return
         with (folder / ACCEPTED_FILE).open("rb") as handle:
-            frames = read_shard(handle, source=ACCEPTED_FILE)
-        with (folder / NOVELTY_FILE).open("rb") as handle:
-            novelty = np.load(handle, allow_pickle=False)
+            frames = read_foreign_shard(handle, source=ACCEPTED_FILE)
+        novelty = read_npy(folder / NOVELTY_FILE)
         # a program that was killed may have written more of these than of its report
         if frames.ids()[: len(accepted)] != [record.frame_id for record in accepted]:
             raise FileFormatError(f"{ACCEPTED_FILE}: these are not the fragments that {OUTPUT_FILE} names")
         frames = frames.take(np.arange(len(accepted)))
-        if novelty.ndim != 1 or len(novelty) < frames.n_atoms:
-            raise FileFormatError(f"{NOVELTY_FILE}: grades of shape {novelty.shape} for {frames.n_atoms} atoms")
+        if novelty.ndim != 1 or len(novelty) < frames.n_atoms or novelty.dtype.kind != "f":
+            raise FileFormatError(f"{NOVELTY_FILE}: {novelty.dtype} {novelty.shape} for {frames.n_atoms} atoms")
         novelty = novelty[: frames.n_atoms]
         node = DatasetData.from_frames(
             made_by_job(frames, [record.carved_id for record in accepted], self.node.uuid),

@@ -17,9 +17,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from aiida_mlip.errors import ProtocolError
+from aiida_mlip.io.documents import brief
 
 PROTOCOLS: Final[tuple[str, ...]] = ("fast", "moderate", "precise")
 DEFAULT_PROTOCOL: Final[str] = "moderate"
+#: Problems of a document that are told.
+_MOST_PROBLEMS: Final[int] = 20
 
 
 class SpecModel(BaseModel):
@@ -42,7 +45,11 @@ def validate_spec(model: type[Model], data: Any, *, where: str) -> Model:
     try:
         return model.model_validate(dict(data))
     except ValidationError as error:
-        raise ProtocolError("\n".join(_explain(model, problem, where) for problem in error.errors())) from error
+        problems = error.errors()
+        lines = [_explain(model, problem, where) for problem in problems[:_MOST_PROBLEMS]]
+        if len(problems) > len(lines):
+            lines.append(f"{where}: and {len(problems) - len(lines)} more")
+        raise ProtocolError("\n".join(lines)) from error
 
 
 def from_protocol(
@@ -112,7 +119,7 @@ def _explain(model: type[BaseModel], problem: Mapping[str, Any], where: str) -> 
         return f"{path}: missing"
     if problem["type"] == "value_error" and isinstance(problem.get("input"), Mapping):
         return f"{path}: {str(problem['msg']).removeprefix('Value error, ')}"  # keys that do not go together
-    return f"{path}: {problem['msg']}, got {problem.get('input')!r}"
+    return f"{path}: {problem['msg']}, got {brief(repr(problem.get('input')))}"
 
 
 def _keys_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

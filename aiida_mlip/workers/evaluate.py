@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from aiida_mlip.errors import ExternalProgramError, FileFormatError, InvalidInputError, MlipError, SpeciesError
-from aiida_mlip.io.arrays import write_npz
+from aiida_mlip.io.arrays import read_npy, write_npz
 from aiida_mlip.io.bake import read_bake_request
 from aiida_mlip.io.evaluation import (
     ANSWER,
@@ -304,10 +304,7 @@ def _read_frames(path: Path) -> Frames:
 def _read_split(folder: Path, request: EvaluateRequest, n: int) -> np.ndarray | None:
     if request.split is None:
         return None
-    try:
-        part = np.load(folder / request.split, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise FileFormatError(f"{request.split}: not a readable array ({error})") from error
+    part = read_npy(folder / request.split)
     if part.shape != (n,):
         raise InvalidInputError(f"{request.split} has shape {part.shape}, expected one code for each of {n} frames")
     return np.asarray(part, dtype=np.int8)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from pydantic import ValidationError
 
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.io.arrays import write_npz
+from aiida_mlip.io.arrays import read_npz, write_npz
+from aiida_mlip.io.documents import brief, parse_model
 from aiida_mlip.io.explore import ExploreReport
 
 _FIELDS = ("step", "numbers", "positions", "momenta", "cell", "last_selected")
@@ -79,22 +78,27 @@ def read_checkpoint(path: Path) -> tuple[ExploreReport, dict[int, Trusted]]:
     :raises InvalidInputError: not a checkpoint of this program.
     """
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            report = ExploreReport.model_validate_json(arrays["report"].tobytes())
-            return report, {
-                k: _trusted(arrays, f"run{k}.") for k in range(len(report.runs)) if f"run{k}.step" in arrays.files
-            }
-    except (OSError, ValueError, KeyError, EOFError, ValidationError, zipfile.BadZipFile) as error:
-        raise InvalidInputError(f"checkpoint: not one of this program ({type(error).__name__}: {error})") from error
+        arrays = read_npz(path)
+        report = parse_model(arrays["report"].tobytes(), ExploreReport, source=path.name)
+        return report, {k: _trusted(arrays, f"run{k}.") for k in range(len(report.runs)) if f"run{k}.step" in arrays}
+    except (ValueError, KeyError, TypeError) as error:
+        why = f"{type(error).__name__}: {brief(error)}"
+        raise InvalidInputError(f"{path.name}: not a checkpoint of this program ({why})") from error
 
 
-def _trusted(arrays: np.lib.npyio.NpzFile, prefix: str) -> Trusted:
+def _trusted(arrays: Mapping[str, np.ndarray], prefix: str) -> Trusted:
     found = {name: arrays[prefix + name] for name in _FIELDS}
     engine = {
-        name.removeprefix(f"{prefix}engine."): arrays[name]
-        for name in arrays.files
+        name.removeprefix(f"{prefix}engine."): value
+        for name, value in arrays.items()
         if name.startswith(f"{prefix}engine.")
     }
+    a = found["numbers"].size
+    shapes = {"step": (), "last_selected": (), "numbers": (a,), "positions": (a, 3), "momenta": (a, 3), "cell": (3, 3)}
+    for name, shape in shapes.items():
+        value, kinds = found[name], "f" if name in ("positions", "momenta", "cell") else "iu"
+        if value.shape != shape or value.dtype.kind not in kinds or not np.isfinite(value).all():
+            raise ValueError(f"{prefix}{name} is {value.dtype} {value.shape}, expected finite numbers {shape}")
     return Trusted(
         step=int(found["step"]),
         numbers=found["numbers"],

@@ -20,8 +20,8 @@ from typing import Any, Final
 import numpy as np
 from pydantic import ValidationError
 
-from aiida_mlip.errors import FileFormatError, InvalidInputError, MlipError, SpeciesError
-from aiida_mlip.io.arrays import read_npz
+from aiida_mlip.errors import InvalidInputError, MlipError, SpeciesError
+from aiida_mlip.io.arrays import read_npy, read_npz
 from aiida_mlip.io.fragments import (
     ACCEPTED_FILE,
     MODEL_FILE,
@@ -112,10 +112,7 @@ def _check_species(fragments: Frames, species: Sequence[str]) -> None:
 
 
 def _parent_novelty(folder: Path, fragments: Frames) -> np.ndarray:
-    try:
-        values = np.load(folder / PARENT_NOVELTY_FILE, allow_pickle=False)
-    except (OSError, EOFError, ValueError) as error:
-        raise FileFormatError(f"{PARENT_NOVELTY_FILE}: not a readable array ({error})") from error
+    values = read_npy(folder / PARENT_NOVELTY_FILE)
     if values.shape != (fragments.n_atoms,):
         raise InvalidInputError(
             f"{PARENT_NOVELTY_FILE} has shape {values.shape}, expected one number for each of {fragments.n_atoms} atoms"

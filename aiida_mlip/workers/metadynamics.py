@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +22,7 @@ from ase.calculators.calculator import Calculator
 from pydantic import ValidationError
 
 from aiida_mlip.errors import ExternalProgramError, InvalidInputError, MlipError, SpeciesError
-from aiida_mlip.io.arrays import write_npz
+from aiida_mlip.io.arrays import read_npz, write_npz
 from aiida_mlip.io.metadynamics import (
     BIAS_FOLDER,
     CHECKPOINT_FILE,
@@ -268,12 +267,12 @@ class Simulation:
         if not path.exists():
             return 0, 0, None
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                number, step = int(arrays["trajectory"]), int(arrays["step"])
-                atoms = self._structures.to_ase(self.report.trajectories[number].structure)
-                atoms = Atoms(numbers=atoms.numbers, positions=arrays["positions"], cell=atoms.cell, pbc=atoms.pbc)
-                atoms.set_momenta(arrays["momenta"])
-        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            arrays = read_npz(path)
+            number, step = int(arrays["trajectory"]), int(arrays["step"])
+            atoms = self._structures.to_ase(self.report.trajectories[number].structure)
+            atoms = Atoms(numbers=atoms.numbers, positions=arrays["positions"], cell=atoms.cell, pbc=atoms.pbc)
+            atoms.set_momenta(arrays["momenta"])
+        except (ValueError, KeyError, IndexError, TypeError) as error:
             raise InvalidInputError(f"checkpoint: not one of this run ({type(error).__name__}: {error})") from error
         for earlier in self.report.trajectories[:number]:
             earlier.stopped_by, earlier.message = "finished", "in an earlier job"

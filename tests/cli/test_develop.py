@@ -46,7 +46,7 @@ def changed(**changes):
         (changed(codes__evaluate="aiida-mlip-evaluate@localhost", train={"comittee": 2}), "did you mean 'committee'"),
         (JOB, "codes: evaluate missing; got ase, train"),
         ("just text", "expected a mapping"),
-        ("a: [1", "not a YAML file"),
+        ("a: [1", "not readable YAML"),
     ],
 )
 def test_wrong_job_files_are_refused_with_the_reason(job, message, tmp_path):

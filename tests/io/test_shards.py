@@ -120,7 +120,7 @@ HEADER = {"version": 1, "fidelities": [], "generators": []}
         ({"numbers": npy(np.zeros(3))}, "expected"),
         ({"energy": npy(np.zeros(7))}, "energy"),
         ({"surprise": npy(np.zeros(3))}, "unknown or repeated"),
-        ({"header": b"[" * 100_000}, "not a readable shard"),
+        ({"header": b"[" * 100_000}, "not a readable JSON"),
         ({"header": json.dumps(HEADER | {"version": 99}).encode()}, "version"),
         ({"header": json.dumps(HEADER | {"fidelities": 3}).encode()}, "not a list of names"),
         ({"fidelity": npy(np.zeros(2, dtype="<i2"))}, "0 names"),

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 
 from aiida_mlip.errors import InvalidInputError
-from aiida_mlip.io.arrays import write_npz
+from aiida_mlip.io.arrays import read_npz, write_npz
 from aiida_mlip.io.metadynamics import MetadynamicsSpec
 from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.kernel.metadynamics.environment_bias import (
@@ -104,9 +104,8 @@ def make_environment(
     stored = folder / HILLS_FILE
     if stored.exists():
         try:
-            with np.load(stored, allow_pickle=False) as arrays:
-                return EnvironmentEngine(spec, guard, from_arrays(dict(arrays)))
-        except (OSError, ValueError) as error:
+            return EnvironmentEngine(spec, guard, from_arrays(read_npz(stored)))
+        except ValueError as error:
             raise InvalidInputError(f"bias: {HILLS_FILE}: {error}") from error
     if spec.environment is None:
         raise InvalidInputError("spec.environment: missing")
