@@ -184,6 +184,38 @@ def test_reference_agrees_with_itself(builder, label_code):
     assert audit(node).passed
 
 
+def test_expansion_and_order_of_an_alloy(builder):
+    """EMT's Cu3Au: it expands as metals do, and swaps at 100 K leave the order of L1_2: all neighbours of Au are Cu."""
+    alloy = bulk("Cu", a=3.75, cubic=True)
+    alloy.symbols[0] = "Au"
+    settings = {
+        **BARE,
+        "eos": {"strain": 0.06, "points": 9, "fit_strain": 0.04},
+        "expansion": {
+            "temperatures_k": [200, 1000],
+            "min_length_ang": 7.0,
+            "timestep_fs": 5.0,
+            "duration_ps": 2.0,
+            "record_every": 5,
+        },
+        "order": {"temperature_k": 100.0, "min_length_ang": 7.0, "n_steps": 60, "record_every": 10},
+        "thresholds": {"order": {"absolute": 0.05}, "expansion": {"at_least": 5.0, "at_most": 40.0}},
+    }
+    known = {"order_Cu_Au": [-1 / 3, 1.0]}
+    results, node = run_get_node(builder("emt", settings, structures=[alloy], reference_values=known))
+    assert node.is_finished_ok, node.exit_message
+    found = entries(results)
+    (order,) = (entry for name, entry in found.items() if name.startswith("order_"))
+    assert order["passed"], order
+    assert order["value"] == pytest.approx([-1 / 3, 1.0], abs=1e-9)
+    assert found["expansion_1e_6_per_k"]["passed"], found["expansion_1e_6_per_k"]
+    curves = results["curves"]["subject_00"]
+    volumes = curves.get_array("s0_expansion_volume_ang3_per_atom")
+    assert volumes[1] > volumes[0] > found["volume_ang3_per_atom"]["value"]
+    assert len(order["uuids"]) > 0
+    assert audit(node).passed
+
+
 @pytest.mark.nequip
 def test_a_committee_has_error_bars(emt_copper_committee, evaluate_code, explore_code):
     """Two members: the value is their mean, the error bar their standard deviation, and both rest on both of them."""
