@@ -16,12 +16,16 @@ from aiida_mlip.calculations.ase_label import AseLabelCalculation
 from aiida_mlip.calculations.functions.label import (
     assemble_labels,
     collect_labels,
+    divide_batch,
+    frames_alone,
     plan_labels,
     prepare_labels,
     rest_of_batch,
 )
 from aiida_mlip.calculations.functions.qe_labels import kpoints_label, parameters_label
+from aiida_mlip.calculations.pw_bundle import PwBundleCalculation
 from aiida_mlip.data.batches import parse_batch
+from aiida_mlip.data.bundling import dataset_with_costs
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.extras import EXPECTED_CALLS
 from aiida_mlip.data.reuse import SETTINGS, find_finished_calculations, find_labelled_datasets, same_structure
@@ -31,6 +35,7 @@ from aiida_mlip.kernel.kpoints import mesh_from_distance
 from aiida_mlip.protocols.fidelity import QeFidelity, parse_fidelities
 from aiida_mlip.workchains.early_resume import EarlyResumeWorkChain
 from aiida_mlip.workchains.label_inputs import (
+    BUNDLE,
     DEFAULT_MAX_CONCURRENT,
     DEFAULT_MAX_FAILED_FRACTION,
     cell_and_pbc,
@@ -45,13 +50,14 @@ from aiida_mlip.workchains.label_inputs import (
 PwBaseWorkChain = WorkflowFactory("quantumespresso.pw.base")
 #: How a job ends that something from outside has ended; and how often in a row one is begun again that got nowhere.
 _INTERRUPTED: Final[frozenset[int]] = frozenset(
-    code.status
-    for code in (
-        AseLabelCalculation.exit_codes.ERROR_OUTPUT_MISSING,
-        AseLabelCalculation.exit_codes.ERROR_OUTPUT_TRUNCATED,
-        AseLabelCalculation.exit_codes.ERROR_INTERRUPTED,
-        AseLabelCalculation.exit_codes.ERROR_SCHEDULER_OUT_OF_WALLTIME,
-        AseLabelCalculation.exit_codes.ERROR_SCHEDULER_NODE_FAILURE,
+    job.exit_codes[name].status
+    for job in (AseLabelCalculation, PwBundleCalculation)
+    for name in (
+        "ERROR_OUTPUT_MISSING",
+        "ERROR_OUTPUT_TRUNCATED",
+        "ERROR_INTERRUPTED",
+        "ERROR_SCHEDULER_OUT_OF_WALLTIME",
+        "ERROR_SCHEDULER_NODE_FAILURE",
     )
 )
 MAX_AGAIN: Final[int] = 1
@@ -116,7 +122,8 @@ class LabelWorkChain(EarlyResumeWorkChain):
             serializer=orm.to_aiida_type,
             required=False,
             help="Options of the jobs (resources, max_wallclock_seconds, withmpi, queue_name, ...), for all engines or "
-            "per engine: {'qe': {...}, 'ase': {...}}. Default: one core.",
+            "per engine: {'qe': {...}, 'ase': {...}}, and under 'bundle' what differs from 'qe' in jobs of many frames "
+            "(e.g. all cores of a machine, side_by_side). Default: one core.",
         )
         spec.inputs.validator = validate_label_inputs
         spec.output("dataset", valid_type=DatasetData, required=False, help="One row per frame and fidelity.")
@@ -181,7 +188,7 @@ class LabelWorkChain(EarlyResumeWorkChain):
         limit = self.inputs.get("max_concurrent", None)
         self.ctx.max_failed_fraction = DEFAULT_MAX_FAILED_FRACTION if fraction is None else fraction.value
         self.ctx.max_concurrent = DEFAULT_MAX_CONCURRENT if limit is None else limit.value
-        self.ctx.batches = []  # uuid, frames (uuid), engine, prepared (pk or None), result (pk or None), found, n
+        self.ctx.batches = []  # uuid, frames (uuid), job, prepared (pk or None), result (pk or None), found, n
         self.ctx.queue = []  # [batch, index] still to be started
         self.ctx.open = {}  # "<batch>_<index>" -> pk of the running process
         self.ctx.known = {}  # "<settings> <frame id>" -> pk of a finished process of an earlier campaign
@@ -203,8 +210,9 @@ class LabelWorkChain(EarlyResumeWorkChain):
         for i, spec in enumerate(parse_fidelities(fidelities).values()):
             if isinstance(spec, QeFidelity):
                 sources |= {f"upf_{i}_{upf.element}": upf for upf in family_of(spec.pseudo_family).nodes}
+        hashes = settings_hashes(fidelities)
+        sources |= self._measured_costs(fidelities, hashes)
         if self._reuse:
-            hashes = settings_hashes(fidelities)
             wanted = wanted_frames(self.inputs.dataset, hashes, isolated=self._isolated)
             found = find_labelled_datasets(wanted, exclude=[self.inputs.dataset.uuid])
             self.ctx.earlier = [node.uuid for node in found]
@@ -216,10 +224,13 @@ class LabelWorkChain(EarlyResumeWorkChain):
         )
         self.ctx.plan = outputs["plan"].uuid
         self.ctx.isolated = outputs["isolated"].uuid if "isolated" in outputs else None
-        for _, node in sorted(item for item in outputs.items() if item[0].startswith("batch_")):
-            self._enqueue(node)
+        batches = [node for _, node in sorted(item for item in outputs.items() if item[0].startswith("batch_"))]
         if self._reuse:
-            self._recover()
+            self._recover(batches)
+        for node in batches:
+            for part in self._divided(node):
+                self._enqueue(part)
+                self.ctx.n_tasks += len(part["rows"])
         self.node.base.extras.set(EXPECTED_CALLS, len(self.ctx.queue))
         self.report(f"{self.ctx.n_tasks} labels to compute, in {len(self.ctx.batches)} batches")
 
@@ -232,9 +243,7 @@ class LabelWorkChain(EarlyResumeWorkChain):
         while self.ctx.queue and not self.ctx.stopped and len(self.ctx.open) < self.ctx.max_concurrent:
             batch, index = self.ctx.queue.pop(0)
             key = f"{batch}_{index}"
-            node = (
-                self._start_ase(batch) if self.ctx.batches[batch]["engine"] == "ase" else self._start_qe(batch, index)
-            )
+            node = self._start_job(batch) if self.ctx.batches[batch]["job"] else self._start_qe(batch, index)
             if node is not None:
                 self.ctx.open[key] = node.pk
         for key, pk in self.ctx.open.items():
@@ -252,9 +261,8 @@ class LabelWorkChain(EarlyResumeWorkChain):
             self.ctx.batches[batch]["found"][str(index)] = pk
             if not node.is_finished_ok:
                 self.report(f"{node.process_label}<{pk}> ({node.label}) failed with exit status {node.exit_status}")
-            if self._goes_on(batch, node):
-                continue
-            self.ctx.n_failed += _n_failed(node)
+            later = self._retry_alone(batch, node) + self._goes_on(batch, node)
+            self.ctx.n_failed += _n_failed(node) - later
         for batch, entry in enumerate(self.ctx.batches):
             if entry["result"] is None and len(entry["found"]) == entry["n"]:
                 self._collect(batch)
@@ -312,14 +320,48 @@ class LabelWorkChain(EarlyResumeWorkChain):
     def _isolated(self) -> bool:
         return bool(self.inputs.isolated_atoms.value) if "isolated_atoms" in self.inputs else False
 
-    def _enqueue(self, node: orm.Dict) -> None:
-        """Note a batch and its tasks: one per frame (qe), or one for all frames (ase)."""
+    def _measured_costs(self, fidelities: Mapping[str, Any], hashes: Mapping[str, str]) -> dict[str, orm.Data]:
+        """A dataset that knows what labels cost, for each fidelity whose bundles are to be chosen."""
+        found = {
+            f"costs_{i}": dataset_with_costs(hashes[name])
+            for i, (name, spec) in enumerate(parse_fidelities(fidelities).items())
+            if isinstance(spec, QeFidelity) and spec.bundle_size is None
+        }
+        return {key: node for key, node in found.items() if node is not None and node.pk != self.inputs.dataset.pk}
+
+    def _recover(self, batches: list[orm.Dict]) -> None:
+        """Note finished calculations of earlier campaigns for frames that no dataset has a label for."""
+        contents = [content for node in batches if "frame_ids" in (content := node.get_dict())]
+        finished = find_finished_calculations({content["settings"] for content in contents}, PW_BASE)
+        for content in contents:
+            for frame_id in content["frame_ids"]:
+                if (pk := finished.get((content["settings"], frame_id))) is not None:
+                    self.ctx.known[f"{content['settings']} {frame_id}"] = pk
+
+    def _divided(self, node: orm.Dict) -> list[orm.Dict]:
+        """A batch, or, where earlier calculations know frames of a bundle, those and the rest of it."""
         content = node.get_dict()
-        engine = content["spec"]["engine"]
-        number, rows = len(self.ctx.batches), len(content["rows"])
-        frames = self.inputs.dataset.uuid if content["source"] == "dataset" else self.ctx.isolated
-        n = rows if engine == "qe" else 1
-        entry = {"uuid": node.uuid, "frames": frames, "engine": engine, "n": n, "rows": rows}
+        keys = [f"{content['settings']} {frame_id}" for frame_id in content.get("frame_ids", [])]
+        known = {i: self.ctx.known[key] for i, key in enumerate(keys) if key in self.ctx.known}
+        if not content.get("bundle") or not known:
+            return [node]
+        structures = {f"structure_{i:05d}": orm.load_node(pk).inputs.pw.structure for i, pk in known.items()}
+        parts = divide_batch(
+            node, metadata={"call_link_label": f"divide_batch_{len(self.ctx.batches):04d}"}, **structures
+        )
+        return [part for _, part in sorted(parts.items())]
+
+    def _enqueue(self, node: orm.Dict) -> None:
+        """Note a batch and its tasks: one per frame (qe), or one for all frames (ase, bundles of qe)."""
+        content = node.get_dict()
+        number = len(self.ctx.batches)
+        job = BUNDLE if content.get("bundle") else "ase" if content["spec"]["engine"] == "ase" else None
+        entry = {
+            "uuid": node.uuid,
+            "frames": self.inputs.dataset.uuid if content["source"] == "dataset" else self.ctx.isolated,
+            "job": job,
+            "n": 1 if job else len(content["rows"]),
+        }
         left: dict[str, Any] = {
             "prepared": None,
             "result": None,
@@ -330,17 +372,7 @@ class LabelWorkChain(EarlyResumeWorkChain):
             "interrupted": [],
         }
         self.ctx.batches.append({**entry, **left})
-        self.ctx.queue += [[number, index] for index in range(n)]
-        self.ctx.n_tasks += rows
-
-    def _recover(self) -> None:
-        """Note finished calculations of earlier campaigns for frames that no dataset has a label for."""
-        batches = [orm.load_node(entry["uuid"]).get_dict() for entry in self.ctx.batches if entry["engine"] == "qe"]
-        finished = find_finished_calculations({content["settings"] for content in batches}, PW_BASE)
-        for content in batches:
-            for frame_id in content["frame_ids"]:
-                if (pk := finished.get((content["settings"], frame_id))) is not None:
-                    self.ctx.known[f"{content['settings']} {frame_id}"] = pk
+        self.ctx.queue += [[number, index] for index in range(entry["n"])]
 
     def _start_qe(self, batch: int, index: int) -> orm.ProcessNode | None:
         """Submit pw.x for one frame; None if an earlier campaign has computed it."""
@@ -384,56 +416,83 @@ class LabelWorkChain(EarlyResumeWorkChain):
             },
         )
 
-    def _start_ase(self, batch: int) -> orm.ProcessNode:
+    def _start_job(self, batch: int) -> orm.ProcessNode:
         """Submit one job for all frames of a batch, or for those that an interrupted job has left."""
         entry = self.ctx.batches[batch]
         node = orm.load_node(entry["uuid"])
-        name = node.get_dict()["fidelity"]
+        name = node["fidelity"]
         entry["jobs"] += 1
         again = f"_again_{entry['jobs'] - 1:02d}" if entry["jobs"] > 1 else ""
+        dataset = orm.load_node(entry["frames"])
+        inputs: dict[str, Any] = {"code": self.inputs.codes.get("ase", None)}
+        if entry["job"] == BUNDLE:
+            family = family_of(node["spec"]["pseudo_family"])
+            pseudos = {symbol: family.get_pseudo(symbol) for symbol in dataset.species}
+            inputs = {"code": self.inputs.codes.pw, "pseudos": pseudos}
         return self.submit(
-            AseLabelCalculation,
-            code=self.inputs.codes.ase,
-            dataset=orm.load_node(entry["frames"]),
+            PwBundleCalculation if entry["job"] == BUNDLE else AseLabelCalculation,
+            dataset=dataset,
             batch=node,
             metadata={
-                "label": f"{name}:{len(node.get_dict()['rows'])} frames",
-                "description": SETTINGS + node.get_dict()["settings"],
-                "options": job_options(self.inputs, "ase"),
+                "label": f"{name}:{len(node['rows'])} frames",
+                "description": SETTINGS + node["settings"],
+                "options": job_options(self.inputs, entry["job"]),
                 "disable_cache": not self._reuse,
                 "call_link_label": f"label_{_identifier(name)}_batch_{batch:04d}{again}",
             },
+            **inputs,
         )
 
-    def _goes_on(self, batch: int, node: orm.ProcessNode) -> bool:
-        """Queue what an interrupted job of the ASE engine has left: at once if it got anywhere, else once more."""
+    def _retry_alone(self, batch: int, node: orm.ProcessNode) -> int:
+        """Queue frames that failed in a bundle, of what their own job may cure; how many they are."""
         entry = self.ctx.batches[batch]
-        if entry["engine"] != "ase" or node.exit_status not in _INTERRUPTED or "report" not in node.outputs:
-            return False
+        if entry["job"] != BUNDLE or "report" not in node.outputs or not node.outputs.report["again"]:
+            return 0
+        label = f"frames_alone_{batch:04d}_{entry['jobs']:02d}"
+        alone = frames_alone(node.inputs.batch, node.outputs.report, metadata={"call_link_label": label})
+        self._enqueue(alone["batch"])
+        self.report(f"{len(alone['batch']['rows'])} frames of batch {batch} failed: each is tried again alone")
+        return len(alone["batch"]["rows"])
+
+    def _goes_on(self, batch: int, node: orm.ProcessNode) -> int:
+        """Queue what an interrupted job has left: at once if it got anywhere, else once more; how many frames it is.
+
+        Frames of a bundle that got nowhere even so are tried one by one.
+        """
+        entry = self.ctx.batches[batch]
+        if entry["job"] is None or node.exit_status not in _INTERRUPTED or "report" not in node.outputs:
+            return 0
         rest, made = rest_of_batch.run_get_node(
             orm.load_node(entry["uuid"]),
             node.outputs.dataset,
+            node.outputs.report,
             metadata={"call_link_label": f"rest_of_batch_{batch:04d}_{entry['jobs']:02d}"},
         )
         if not made.is_finished_ok:
-            return False
-        if rest["batch"]["rows"] != orm.load_node(entry["uuid"])["rows"]:
+            return 0
+        left = rest["batch"]
+        if len(left["rows"]) < len(orm.load_node(entry["uuid"])["rows"]):
             entry["in_vain"] = 0
             entry["interrupted"].append(node.pk)
         elif entry["in_vain"] < MAX_AGAIN:
             entry["in_vain"] += 1
+        elif entry["job"] == BUNDLE:
+            alone = frames_alone(left, metadata={"call_link_label": f"frames_alone_{batch:04d}_rest"})
+            self._enqueue(alone["batch"])
+            self.report(f"batch {batch} gets nowhere: each of its {len(left['rows'])} frames is tried alone")
+            return len(left["rows"])
         else:
-            return False
-        entry["uuid"] = rest["batch"].uuid
+            return 0
+        entry["uuid"] = left.uuid
         entry["found"] = {}
         self.ctx.queue.insert(0, [batch, 0])
-        self.report(f"{len(rest['batch']['rows'])} frames are left of batch {batch}: going on with them")
-        return True
+        self.report(f"{len(left['rows'])} frames are left of batch {batch}: going on with them")
+        return len(left["rows"])
 
     def _collect(self, batch: int) -> None:
         """Turn what the processes of a batch left into rows of a dataset."""
         entry = self.ctx.batches[batch]
-        if entry["engine"] == "ase":
+        if entry["job"]:
             child = orm.load_node(entry["found"]["0"])
             if "dataset" in child.outputs and "report" in child.outputs:
                 entry["result"] = child.pk

@@ -11,6 +11,7 @@ from aiida import orm
 from aiida.plugins import CalculationFactory, GroupFactory
 
 from aiida_mlip.calculations.ase_label import AseLabelCalculation
+from aiida_mlip.calculations.pw_bundle import PwBundleCalculation
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError, ProtocolError, SpeciesError
 from aiida_mlip.kernel.frames import id_hex
@@ -32,6 +33,8 @@ _AUGMENTED: Final[re.Pattern[str]] = re.compile(
     r'pseudo_type\s*=\s*"\s*(US|USPP|PAW)\s*"|^ *(US|PAW) +[A-Z]', re.MULTILINE
 )
 _CODES: Final[Mapping[str, str]] = {"qe": "pw", "ase": "ase"}
+#: What options of jobs of many frames of pw.x are called.
+BUNDLE: Final[str] = "bundle"
 
 
 def family_of(label: str) -> Any:
@@ -71,6 +74,8 @@ def resolved_fidelities(
     result = {}
     for name, spec in parse_fidelities(fidelities, protocol=protocol).items():
         data = spec.model_dump(mode="json", exclude_none=True)
+        if isinstance(spec, QeFidelity):
+            data["bundle_size"] = spec.bundle_size  # None says something
         if isinstance(spec, QeFidelity) and spec.ecutwfc_ry is None:
             data |= _recommended(spec, species, f"fidelities.{name}")
         result[name] = data
@@ -94,9 +99,17 @@ def wanted_frames(dataset: DatasetData, hashes: Mapping[str, str], *, isolated: 
 
 
 def job_options(inputs: Mapping[str, Any], engine: str) -> dict[str, Any]:
-    """Options of the jobs of an engine: the defaults with the given ones merged in."""
+    """Options of the jobs of an engine: the defaults with the given ones merged in.
+
+    :param engine: ``qe``, ``ase``, or ``bundle`` for jobs of many frames of pw.x: the options of ``qe`` unless they say
+        something of their own.
+    """
     given = inputs["options"].get_dict() if "options" in inputs else {}
-    return deep_merge(DEFAULT_OPTIONS, given.get(engine, {}) if set(given) <= set(_CODES) else given)
+    if not set(given) <= {*_CODES, BUNDLE}:
+        given = {"qe": given, "ase": given}
+    if engine == BUNDLE:
+        return deep_merge(deep_merge(DEFAULT_OPTIONS, given.get("qe", {})), given.get(BUNDLE, {}))
+    return deep_merge(DEFAULT_OPTIONS, given.get(engine, {}))
 
 
 def validate_label_inputs(inputs: Mapping[str, Any], namespace: Any) -> str | None:
@@ -122,6 +135,8 @@ def _check(inputs: Mapping[str, Any]) -> None:
         if isinstance(spec, QeFidelity):
             check_pseudos(spec, dataset.species, f"fidelities.{name}")
         check_options(job_options(inputs, spec.engine), spec.engine)
+        if isinstance(spec, QeFidelity) and spec.bundle_size != 1:
+            check_options(job_options(inputs, BUNDLE), BUNDLE)
     if "max_concurrent" in inputs and inputs["max_concurrent"].value < 1:
         raise MlipError(f"max_concurrent: must be at least 1, got {inputs['max_concurrent'].value}")
     if "max_failed_fraction" in inputs and not 0 <= inputs["max_failed_fraction"].value <= 1:
@@ -169,7 +184,8 @@ def check_options(options: Mapping[str, Any], engine: str) -> None:
 
     :raises ProtocolError: an unknown one.
     """
-    process = CalculationFactory("quantumespresso.pw") if engine == "qe" else AseLabelCalculation
+    jobs = {"qe": CalculationFactory("quantumespresso.pw"), "ase": AseLabelCalculation, BUNDLE: PwBundleCalculation}
+    process = jobs[engine]
     valid = list(process.spec().inputs["metadata"]["options"])
     for key in options:
         check_name("option", key, valid, where=f"options of the engine {engine}")

@@ -1,37 +1,37 @@
 """Labelling in four calculations: plan what is missing, prepare inputs, collect labels, assemble the dataset.
 
 A *batch* is a Dict: the fidelity's name, its settings and their hash, and rows of a DatasetData. It is what one job of
-the ASE engine works on, and what QE labels are prepared and collected by.
+the ASE engine, or one bundle of pw.x, works on, and what QE labels of jobs of their own are prepared and collected by.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 from aiida import orm
 from aiida.engine import ExitCode, calcfunction
 
-from aiida_mlip.calculations.functions.qe_labels import Outcome, kpoints_label, outcome_of, parameters_label
+from aiida_mlip.calculations.functions.qe_labels import kpoints_label, outcome_of, parameters_label
 from aiida_mlip.data.batches import parse_batch, take_rows
+from aiida_mlip.data.bundling import bundled_rows
 from aiida_mlip.data.dataset import DatasetData
-from aiida_mlip.kernel.cells import boxed
-from aiida_mlip.kernel.frames import NONE, Frames, concatenate, id_bytes, id_hex
-from aiida_mlip.kernel.kpoints import mesh_from_distance
+from aiida_mlip.data.outcomes import with_outcomes
+from aiida_mlip.data.pw_inputs import frame_structure, mesh_of
+from aiida_mlip.kernel.frames import Frames, concatenate, id_bytes, id_hex
 from aiida_mlip.kernel.labelling import (
     attach_labels,
     contained,
     first_rows,
     labelled_ids,
     uuid_rows,
-    without_labels,
 )
 from aiida_mlip.kernel.labelling import (
     isolated_atoms as isolated_atom_frames,
 )
-from aiida_mlip.protocols.fidelity import AseFidelity, QeFidelity, parse_fidelities, settings_hash
+from aiida_mlip.protocols.fidelity import AseFidelity, Fidelity, QeFidelity, parse_fidelities, settings_hash
 
 #: Frames prepared and collected together by the QE engine: links per calculation stay few, partial results early.
 QE_BATCH: Final[int] = 100
@@ -49,8 +49,9 @@ def plan_labels(
     :param fidelities: see :mod:`aiida_mlip.protocols.fidelity`.
     :param isolated_atoms: also label one isolated atom per species.
     :param sources: ``earlier_<i>``: datasets that hold labels already; ``upf_<i>_<symbol>``: all pseudopotentials of
-        the family of the i-th fidelity.
-    :returns: ``plan``, ``isolated`` (frames of isolated atoms, if wanted), ``batch_<i>``.
+        the family of the i-th fidelity; ``costs_<i>``: a dataset with measured costs of the i-th fidelity.
+    :returns: ``plan``, ``isolated`` (frames of isolated atoms, if wanted), ``batch_<i>``; those of frames that pw.x
+        labels in one job say ``bundle``.
     """
     specs = parse_fidelities(fidelities.get_dict())
     hashes = {name: settings_hash(spec, _md5s(sources, i)) for i, (name, spec) in enumerate(specs.items())}
@@ -63,13 +64,11 @@ def plan_labels(
         result["isolated"] = DatasetData.from_frames(atoms)
         targets["isolated"] = (atoms.frame_id, np.flatnonzero(~contained(atoms.frame_id, frame_id)))
     n_batches = 0
-    for name, spec in specs.items():
+    for i, (name, spec) in enumerate(specs.items()):
         known = np.concatenate([_known_ids(node, hashes[name]) for node in earlier])
         for source, (ids, rows) in targets.items():
             todo = rows[~contained(ids[rows], known)]
-            size = spec.batch_size if isinstance(spec, AseFidelity) else QE_BATCH
-            for start in range(0, len(todo), size):
-                part = todo[start : start + size]
+            for part, bundle in _parts(dataset, source, todo, spec, hashes[name], sources, i):
                 batch = {
                     "fidelity": name,
                     "spec": spec.model_dump(mode="json"),
@@ -78,7 +77,7 @@ def plan_labels(
                     "rows": part.tolist(),
                 }
                 if isinstance(spec, QeFidelity):
-                    batch["frame_ids"] = id_hex(ids[part])
+                    batch |= {"frame_ids": id_hex(ids[part]), "bundle": bundle}
                 result[f"batch_{n_batches:04d}"] = orm.Dict(batch)
                 n_batches += 1
     result["plan"] = orm.Dict({"settings": hashes, "n_frames": len(targets["dataset"][1]), "n_batches": n_batches})
@@ -102,9 +101,9 @@ def prepare_labels(frames: DatasetData, batch: orm.Dict) -> dict[str, orm.Data]:
         "clean_workdir": orm.Bool(True),
     }
     for i, row in enumerate(content["rows"]):
-        structure = _structure(frames[row], spec, isolated=isolated)
+        structure = frame_structure(frames[row], spec, isolated=isolated)
         result[f"structure_{i:04d}"] = structure
-        mesh = mesh_from_distance(np.array(structure.cell), np.array(structure.pbc), spec.kpoints_distance_inv_ang)
+        mesh = mesh_of(structure, spec)
         if (label := kpoints_label(mesh)) not in result:
             result[label] = kpoints = orm.KpointsData()
             kpoints.set_kpoints_mesh(mesh)
@@ -126,14 +125,14 @@ def collect_labels(frames: DatasetData, batch: orm.Dict, **children: orm.Data) -
     content = batch.get_dict()
     spec = parse_batch(content)
     everything = range(len(content["rows"]))
-    # without a structure a frame was never started (qe); a job of the ase engine that left nothing failed as a whole
+    # without a structure a frame was never started (qe); a job of many frames that left nothing failed as a whole
     started = [i for i in everything if {f"structure_{i:04d}", f"reused_structure_{i:04d}"} & set(children)]
-    started = list(everything) if spec.engine == "ase" else started
+    started = list(everything) if spec.engine == "ase" or content.get("bundle") else started
     rows = take_rows(frames, [content["rows"][i] for i in started])
     outcomes = [
         outcome_of(children, index, rows.take([row]), spec.labels, batch=batch) for row, index in enumerate(started)
     ]
-    labelled = _with_outcomes(rows, content["fidelity"], outcomes)
+    labelled = with_outcomes(rows, content["fidelity"], outcomes)
     node = DatasetData.from_frames(labelled, settings={content["fidelity"]: content["settings"]})
     failures = [
         {"frame_id": name, "class": o.failure.label, "uuid": o.uuid, "message": o.message}
@@ -149,18 +148,50 @@ def collect_labels(frames: DatasetData, batch: orm.Dict, **children: orm.Data) -
 
 
 @calcfunction
-def rest_of_batch(batch: orm.Dict, dataset: DatasetData) -> dict[str, orm.Data] | ExitCode:
+def rest_of_batch(
+    batch: orm.Dict, dataset: DatasetData, report: orm.Dict | None = None
+) -> dict[str, orm.Data] | ExitCode:
     """The frames of a batch that its job did not come to.
 
     :param batch: what the job was given.
     :param dataset: what it left; a frame that it came to has a cost.
+    :param report: of a bundle of pw.x: frames it had begun come last, one of them may have ended it.
     :returns: ``batch``, or exit code 320 if nothing is left.
     """
-    content = batch.get_dict()
-    left = np.flatnonzero(np.isnan(dataset.column("cost")))
-    if not len(left):
+    left = np.flatnonzero(np.isnan(dataset.column("cost"))).tolist()
+    if not left:
         return ExitCode(320, "the job came to all frames of its batch")
-    return {"batch": orm.Dict({**content, "rows": [content["rows"][i] for i in left]})}
+    begun = set() if report is None else set(report.get_dict().get("begun", []))
+    return {"batch": orm.Dict(_part_of(batch.get_dict(), sorted(left, key=lambda i: i in begun)))}
+
+
+@calcfunction
+def divide_batch(batch: orm.Dict, **known: orm.StructureData) -> dict[str, orm.Data]:
+    """A bundle without the frames that earlier calculations have labelled.
+
+    :param known: ``structure_<i>`` of a finished calculation of the i-th frame.
+    :returns: ``alone``: the known ones, which are collected one by one; ``batch``: the others, if there are any.
+    """
+    content = batch.get_dict()
+    found = sorted(int(key.removeprefix("structure_")) for key in known)
+    left = [i for i in range(len(content["rows"])) if i not in set(found)]
+    result: dict[str, orm.Data] = {"alone": orm.Dict(_part_of(content, found) | {"bundle": False})}
+    if left:
+        result["batch"] = orm.Dict(_part_of(content, left))
+    return result
+
+
+@calcfunction
+def frames_alone(batch: orm.Dict, report: orm.Dict | None = None) -> dict[str, orm.Data]:
+    """Frames of a bundle that are tried again, each in a job of its own.
+
+    :param batch: what the bundle was given.
+    :param report: what it left: the frames under ``again``; without it all frames.
+    :returns: ``batch``.
+    """
+    content = batch.get_dict()
+    chosen = range(len(content["rows"])) if report is None else report.get_dict()["again"]
+    return {"batch": orm.Dict(_part_of(content, list(chosen)) | {"bundle": False})}
 
 
 @calcfunction
@@ -183,11 +214,12 @@ def assemble_labels(dataset: DatasetData, plan: orm.Dict, **sources: orm.Data) -
             (node.filter(fidelity=other, labelled=True), other) for node in earlier for other in _names(node, settings)
         ]
         new = [(node.filter(fidelity=name), name) for node in parts if name in node.fidelities]
-        frames, tally = attach_labels(targets, name, [*new, *old])
+        frames, tally = attach_labels(targets, name, [*reversed(new), *old])  # what was tried last says why it failed
         results.append(frames)
         mine = [report for report in reports if report["fidelity"] == name]
         failed = set(id_hex(frames.frame_id[~frames.labelled]))  # not those that a later job came to
-        failures = [failure for report in mine for failure in report["failures"] if failure["frame_id"] in failed]
+        last = {failure["frame_id"]: failure for report in mine for failure in report["failures"]}
+        failures = [failure for frame_id, failure in last.items() if frame_id in failed]
         computed = sum(int(part.labelled.sum()) for part, _ in new) - sum(report["reused"] for report in mine)
         summary[name] = {
             "settings": settings,
@@ -212,6 +244,33 @@ def _md5s(sources: Mapping[str, orm.Data], index: int) -> dict[str, str]:
     return {key.removeprefix(prefix): node.md5 for key, node in sources.items() if key.startswith(prefix)}
 
 
+def _parts(
+    dataset: DatasetData,
+    source: str,
+    todo: np.ndarray,
+    spec: Fidelity,
+    settings: str,
+    sources: Mapping[str, orm.Data],
+    index: int,
+) -> list[tuple[np.ndarray, bool]]:
+    """Rows of each batch of a fidelity, and whether one job of pw.x labels them all."""
+    bundles: list[list[int]] = []
+    alone = list(range(len(todo)))
+    if isinstance(spec, QeFidelity) and source == "dataset" and spec.bundle_size != 1 and len(todo):
+        pseudos = {key.rpartition("_")[2]: node for key, node in sources.items() if key.startswith(f"upf_{index}_")}
+        measured = [node for key, node in sources.items() if key == f"costs_{index}" or key.startswith("earlier_")]
+        bundles, alone = bundled_rows(dataset, todo, spec, settings, pseudos=pseudos, measured=[dataset, *measured])
+    size = spec.batch_size if isinstance(spec, AseFidelity) else QE_BATCH
+    single = [todo[alone[start : start + size]] for start in range(0, len(alone), size)]
+    return [(todo[rows], True) for rows in bundles] + [(rows, False) for rows in single]
+
+
+def _part_of(content: Mapping[str, Any], indices: Sequence[int]) -> dict[str, Any]:
+    """Content of a batch of some of the frames of another."""
+    columns = {key: [content[key][i] for i in indices] for key in ("rows", "frame_ids") if key in content}
+    return {**content, **columns}
+
+
 def _names(node: DatasetData, settings: str) -> list[str]:
     """Fidelities of a dataset that were computed with the given settings, whatever their name."""
     return [name for name, value in node.settings.items() if value == settings]
@@ -220,37 +279,6 @@ def _names(node: DatasetData, settings: str) -> list[str]:
 def _known_ids(node: DatasetData, settings: str) -> np.ndarray:
     found = [labelled_ids(node.filter(fidelity=name, labelled=True), name) for name in _names(node, settings)]
     return np.concatenate([np.zeros((0, 16), dtype=np.uint8), *found])
-
-
-def _structure(frame: Frames, spec: QeFidelity, *, isolated: bool) -> orm.StructureData:
-    """Unstored StructureData of a frame of one row, in a box where the frame has no cell."""
-    padding = spec.box_ang / 2 if isolated else spec.padding_ang
-    positions, cell = boxed(frame.positions, frame.cell[0], frame.pbc[0], padding=padding)
-    atoms = frame.to_ase(0)
-    structure = orm.StructureData(cell=cell.tolist(), pbc=frame.pbc[0].tolist())
-    for symbol, position in zip(atoms.get_chemical_symbols(), positions, strict=True):
-        structure.append_atom(symbols=symbol, position=position.tolist())
-    return structure
-
-
-def _with_outcomes(rows: Frames, fidelity: str, outcomes: list[Outcome]) -> Frames:
-    """Rows with the labels, failures, costs and processes of their outcomes."""
-    n = len(rows)
-    forces = [
-        np.full((int(size), 3), np.nan) if o.forces is None else o.forces
-        for size, o in zip(rows.natoms, outcomes, strict=True)
-    ]
-    return without_labels(rows).with_columns(
-        energy=np.array([o.energy for o in outcomes], dtype="<f8"),
-        forces=np.concatenate(forces),
-        stress=np.array([np.full((3, 3), np.nan) if o.stress is None else o.stress for o in outcomes]),
-        failure=np.array([int(o.failure) for o in outcomes], dtype="|u1"),
-        cost=np.array([o.cost for o in outcomes], dtype="<f4"),
-        label_uuid=id_bytes([o.uuid or "0" * 32 for o in outcomes]),
-        label_row=np.full(n, NONE, dtype="<i4"),
-        fidelity=np.zeros(n, dtype="<i2"),
-        fidelities=(fidelity,),
-    )
 
 
 def _targets(dataset: DatasetData, isolated: DatasetData | None) -> Frames:

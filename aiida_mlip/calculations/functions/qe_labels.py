@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,33 +10,10 @@ from aiida import orm
 from aiida.common.links import LinkType
 
 from aiida_mlip.data.batches import job_texts
-from aiida_mlip.kernel.cells import has_vacuum
+from aiida_mlip.data.outcomes import UNCONVERGED, Outcome, judged
 from aiida_mlip.kernel.failures import classify, summary_line
 from aiida_mlip.kernel.frames import Failure, Frames
 from aiida_mlip.kernel.units import GPA
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one frame.
-
-    :param energy: eV, NaN if failed.
-    :param forces: (a, 3) eV/Å or None.
-    :param stress: (3, 3) eV/Å³, tension positive, or None.
-    :param cost: core-seconds, NaN when not known.
-    :param uuid: calculation that made the label or failed, empty if there never was one.
-    :param reused: the calculation belongs to an earlier campaign.
-    :param message: for people, why it failed.
-    """
-
-    failure: Failure = Failure.NONE
-    energy: float = np.nan
-    forces: np.ndarray | None = None
-    stress: np.ndarray | None = None
-    cost: float = np.nan
-    uuid: str = ""
-    reused: bool = False
-    message: str = ""
 
 
 def kpoints_label(mesh: Sequence[int]) -> str:
@@ -79,23 +55,16 @@ def _success(
     known: dict[str, Any] = {"uuid": calculation.uuid, "cost": _core_seconds(calculation), "reused": reused}
     content = parameters.get_dict()
     if not _converged(content):
-        return Outcome(failure=Failure.SCF_NOT_CONVERGED, message="the scf did not converge", **known)
+        return Outcome(failure=Failure.SCF_NOT_CONVERGED, message=UNCONVERGED, **known)
     try:
         energy = float(content["energy"])
         forces = np.array(trajectory.get_array("forces")[-1], dtype="<f8") if "forces" in labels else None
         names = trajectory.get_arraynames()
-        stress = np.array(trajectory.get_array("stress")[-1], dtype="<f8") if "stress" in names else None
+        # pw.x prints what the material exerts: compression positive
+        stress = -np.array(trajectory.get_array("stress")[-1], dtype="<f8") * GPA if "stress" in names else None
     except (KeyError, IndexError, TypeError, ValueError) as error:
         return Outcome(failure=Failure.PARSE, message=f"no energy or forces in the output: {error}", **known)
-    if forces is not None and forces.shape != (frame.n_atoms, 3):
-        return Outcome(failure=Failure.PARSE, message=f"forces have shape {forces.shape}", **known)
-    if not np.isfinite(energy) or (forces is not None and not np.isfinite(forces).all()):
-        return Outcome(failure=Failure.IMPLAUSIBLE, message="energy or forces are not finite", **known)
-    wanted = "stress" in labels and frame.pbc[0].all() and stress is not None and np.isfinite(stress).all()
-    if stress is not None and wanted and not has_vacuum(frame.positions, frame.cell[0]):
-        # pw.x prints what the material exerts: compression positive
-        return Outcome(energy=energy, forces=forces, stress=-stress.reshape(3, 3) * GPA, **known)
-    return Outcome(energy=energy, forces=forces, **known)
+    return judged(energy, forces, stress, frame, labels, **known)
 
 
 def _failure(calculation: orm.CalcJobNode) -> Outcome:
