@@ -32,6 +32,21 @@ def temporary_profile() -> Iterator[Path]:
         shutil.rmtree(root, ignore_errors=True)
 
 
+@contextmanager
+def kept_profile(root: Path) -> Iterator[Path]:
+    """The profile in a folder, made on first use, loaded; it stays, for what is in it need not be computed again."""
+    fresh = not (root / ".aiida" / "config.json").exists()
+    (root / ".aiida").mkdir(parents=True, exist_ok=True)
+    os.environ["AIIDA_PATH"] = str(root)
+    if fresh:
+        command = [str(BIN / "verdi"), "presto", "--profile-name", "bench"]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "AIIDA_PATH": str(root)})
+    from aiida import load_profile
+
+    load_profile("bench")
+    yield root
+
+
 def codes(root: Path, *, threads: int) -> dict[str, Any]:
     """``train`` and ``evaluate`` of this environment on a computer without login shell, polled every second."""
     from aiida import orm
