@@ -11,6 +11,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.data.batches import parse_batch, take_rows
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError
@@ -48,6 +49,7 @@ class AseLabelCalculation(CalcJob):
         spec.input("metadata.options.output_filename", valid_type=str, default="aiida-mlip-label.out")
         spec.input("metadata.options.resources", valid_type=dict, default=lambda: {"num_machines": 1})
         spec.input("metadata.options.withmpi", valid_type=bool, default=False)
+        spec.inputs["metadata"]["options"].validator = validate_options
         spec.exit_code(
             300, "ERROR_OUTPUT_MISSING", message="The job left no labels and no report.", invalidates_cache=True
         )

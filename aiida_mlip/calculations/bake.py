@@ -11,6 +11,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError, MlipError
@@ -43,6 +44,7 @@ class BakeCalculation(CalcJob):
         options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "bake.out"
+        options.validator = validate_options
 
         spec.output("potential", valid_type=PotentialData, required=False, help="Ordinary potential of that fidelity.")
 

@@ -12,6 +12,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -65,6 +66,7 @@ class EvaluateCalculation(CalcJob):
         options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "evaluate.out"
+        options.validator = validate_options
 
         spec.output("errors", valid_type=orm.Dict, required=False, help="Errors for all frames and per part.")
         spec.output("parity", valid_type=orm.ArrayData, required=False, help="Labels and predictions, row by row.")

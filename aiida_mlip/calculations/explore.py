@@ -17,6 +17,7 @@ from aiida_mlip.calculations.dynamics_inputs import (
     shard_copies,
     why_no_slope,
 )
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -90,6 +91,7 @@ class ExploreCalculation(CalcJob):
         options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "aiida-mlip-explore.out"
+        options.validator = validate_options
 
         spec.output("dataset", valid_type=DatasetData, required=False, help="Frames, unlabelled, with their lineage.")
         spec.output("series", valid_type=orm.ArrayData, required=False, help="Step, temperature, energy per frame.")

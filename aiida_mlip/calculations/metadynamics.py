@@ -17,6 +17,7 @@ from aiida_mlip.calculations.dynamics_inputs import (
     shard_copies,
     why_no_slope,
 )
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -82,6 +83,7 @@ class MetadynamicsCalculation(CalcJob):
         options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "aiida-mlip-metadynamics.out"
+        options.validator = validate_options
 
         spec.output("dataset", valid_type=DatasetData, required=False, help="Frames, unlabelled, with their lineage.")
         spec.output("bias", valid_type=orm.FolderData, required=False, help="The bias: hills, state, free energy.")

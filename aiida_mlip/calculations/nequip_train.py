@@ -10,6 +10,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob
 
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -95,6 +96,7 @@ class NequipTrainCalculation(CalcJob):
         spec.inputs["metadata"]["options"]["parser_name"].default = "aiida_mlip.nequip_train"
         spec.inputs["metadata"]["options"]["withmpi"].default = False
         spec.inputs["metadata"]["options"]["output_filename"].default = STDOUT
+        spec.inputs["metadata"]["options"].validator = validate_options
         spec.inputs["metadata"]["options"]["scheduler_stderr"].default = "_scheduler-stderr.txt"
         spec.inputs.validator = _validate_inputs
 

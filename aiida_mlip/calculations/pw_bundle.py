@@ -15,6 +15,7 @@ from aiida.engine import CalcJob, CalcJobProcessSpec
 from aiida.plugins import DataFactory
 
 from aiida_mlip.calculations.ase_label import BATCH_KEYS
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.data.batches import parse_batch, take_rows
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.pw_inputs import pw_input
@@ -75,6 +76,7 @@ class PwBundleCalculation(CalcJob):
         spec.input("metadata.options.parser_name", valid_type=str, default="aiida_mlip.pw_bundle")
         spec.input("metadata.options.resources", valid_type=dict, default=lambda: {"num_machines": 1})
         spec.input("metadata.options.withmpi", valid_type=bool, default=False)
+        spec.inputs["metadata"]["options"].validator = validate_options
         spec.input(
             "metadata.options.side_by_side",
             valid_type=int,

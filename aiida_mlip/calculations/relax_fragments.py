@@ -13,6 +13,7 @@ from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
 from aiida_mlip.calculations.dynamics_inputs import shard_copies
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.atom_grades import grades_of_frames
 from aiida_mlip.data.dataset import DatasetData
@@ -65,6 +66,7 @@ class RelaxFragmentsCalculation(CalcJob):
         options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "aiida-mlip-fragment.out"
+        options.validator = validate_options
 
         spec.output(
             "fragments", valid_type=DatasetData, required=False, help="Those that were accepted, if any; in order."

@@ -12,6 +12,7 @@ from aiida.common.datastructures import CalcInfo, CodeInfo
 from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
+from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -62,6 +63,7 @@ class ScanCalculation(CalcJob):
         options["resources"].default = dict(ONE_CORE)
         options["withmpi"].default = False
         options["output_filename"].default = "scan.out"
+        options.validator = validate_options
 
         spec.output("summary", valid_type=orm.Dict, help="Histogram of the grades, counts, speed and memory.")
         spec.output(

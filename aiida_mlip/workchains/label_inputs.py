@@ -11,6 +11,7 @@ from aiida import orm
 from aiida.plugins import CalculationFactory, GroupFactory
 
 from aiida_mlip.calculations.ase_label import AseLabelCalculation
+from aiida_mlip.calculations.options import options_problem
 from aiida_mlip.calculations.pw_bundle import PwBundleCalculation
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError, ProtocolError, SpeciesError
@@ -182,13 +183,15 @@ def _is_augmented(upf: Any) -> bool:
 def check_options(options: Mapping[str, Any], engine: str) -> None:
     """Check the names of the options of the jobs of an engine.
 
-    :raises ProtocolError: an unknown one.
+    :raises ProtocolError: an unknown one, or text that would be a command of the job script.
     """
     jobs = {"qe": CalculationFactory("quantumespresso.pw"), "ase": AseLabelCalculation, BUNDLE: PwBundleCalculation}
     process = jobs[engine]
     valid = list(process.spec().inputs["metadata"]["options"])
     for key in options:
         check_name("option", key, valid, where=f"options of the engine {engine}")
+    if problem := options_problem(options, f"options of the engine {engine}"):
+        raise ProtocolError(problem)
 
 
 def _recommended(spec: QeFidelity, species: list[str], where: str) -> dict[str, float]:

@@ -123,7 +123,7 @@ def probe_pw(code: InstalledCode, *, ranks: int = 2, timeout_s: int = 30) -> Ite
     words = computer.get_mpirun_command()
     direct = computer.scheduler_type == "core.direct"
     parallel = direct and bool(words) and code.with_mpi is not False
-    launcher = " ".join(words).format(tot_num_mpiprocs=ranks) if parallel else ""
+    launcher = " ".join(quote(word.format(tot_num_mpiprocs=ranks)) for word in words) if parallel else ""
     script = "\n".join(
         [
             computer.get_prepend_text(),
