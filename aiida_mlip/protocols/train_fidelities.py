@@ -13,6 +13,7 @@ delta      a model of the differences (training ``difference``), which corrects 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Any, Final
 
 from aiida_mlip.errors import ProtocolError
@@ -73,26 +74,53 @@ def difference_name(low: str, high: str) -> str:
     return f"{high}_minus_{low}"
 
 
+def fidelity_of(training: str, target: str, low: Mapping[str, str]) -> str:
+    """Fidelity that a training is about.
+
+    :param training: one of the values of :data:`TRAININGS`.
+    :param low: the cheap fidelity of ``fine_tune`` and of ``delta``.
+    """
+    if training == "pretrain":
+        return low["fine_tune"]
+    return difference_name(low["delta"], target) if training == "difference" else target
+
+
 def settings_of(
-    training: str, spec: Mapping[str, Any], *, low: str | None = None, fine_tune: Mapping[str, Any] | None = None
+    training: str,
+    spec: Mapping[str, Any],
+    *,
+    low: Mapping[str, str],
+    fine_tune: Mapping[str, Any] | None = None,
+    stretch: float = 1.0,
 ) -> dict[str, Any]:
     """Settings of one training; nothing is held out, since what all methods are measured on is held out before.
 
     :param training: one of the values of :data:`TRAININGS`.
     :param spec: settings with ``multi_fidelity``.
-    :param low: the cheap fidelity, of ``pretrain`` and ``difference``.
+    :param low: the cheap fidelity of ``fine_tune`` and of ``delta``.
     :param fine_tune: what differs in the second training of ``fine_tune``, e.g. a lower learning rate.
+    :param stretch: all numbers of epochs times this, rounded up.
     :raises ProtocolError: wrong settings.
     """
-    _, _, target = joint_settings(spec)
-    if training in JOINT:
-        own: dict[str, Any] = {"fidelity": target, "multi_fidelity": {"method": training}}
-    elif training == "difference":
-        own = {"fidelity": difference_name(str(low), target), "multi_fidelity": None}
-    else:
-        own = {"fidelity": low if training == "pretrain" else target, "multi_fidelity": None}
-    result = deep_merge(deep_merge(spec, {"split": {"test": 0.0}}), own)
-    if training == "fine_tune":
-        result = deep_merge(result, fine_tune or {})
+    full, _, target = joint_settings(spec)
+    own = {
+        "fidelity": fidelity_of(training, target, low),
+        "multi_fidelity": {"method": training} if training in JOINT else None,
+        "split": {"test": 0.0},
+        **_stretched(full, stretch),
+    }
+    result = deep_merge(deep_merge(spec, own), fine_tune or {} if training == "fine_tune" else {})
     train_settings(result)
     return result
+
+
+def _stretched(settings: TrainSettings, factor: float) -> dict[str, Any]:
+    """All that counts epochs, times a factor."""
+    return {
+        "max_epochs": ceil(settings.max_epochs * factor),
+        "stop_after": None if settings.stop_after is None else ceil(settings.stop_after * factor),
+        "optimizer": {
+            "warmup_epochs": ceil(settings.optimizer.warmup_epochs * factor),
+            "patience": ceil(settings.optimizer.patience * factor),
+        },
+    }

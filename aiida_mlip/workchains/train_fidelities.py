@@ -13,10 +13,10 @@ from aiida_mlip.calculations.evaluate import EvaluateCalculation
 from aiida_mlip.calculations.functions.train_fidelities import (
     correct_labels,
     plan_methods,
-    plan_of,
     tabulate_methods,
 )
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.methods_plan import plan_of
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import MlipError
 from aiida_mlip.io.nequip_config import check_overrides
@@ -62,6 +62,13 @@ class TrainFidelitiesWorkChain(SubmitOnceWorkChain):
             valid_type=orm.Dict,
             required=False,
             help="Settings that differ in the second training of `fine_tune`, e.g. a lower learning rate.",
+        )
+        spec.input(
+            "equal_steps",
+            valid_type=orm.Bool,
+            default=lambda: orm.Bool(True),
+            serializer=orm.to_aiida_type,
+            help="Trainings on fewer rows have as many more epochs: all make as many steps as the longest.",
         )
         spec.inputs.validator = _validate_inputs
 
@@ -172,6 +179,7 @@ class TrainFidelitiesWorkChain(SubmitOnceWorkChain):
             dataset=self.inputs.dataset,
             settings=self.inputs.settings,
             methods=self.inputs.methods,
+            equal_steps=self.inputs.equal_steps,
             **given,
             metadata={"call_link_label": "plan"},
         )
@@ -381,7 +389,7 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
     fine_tune = inputs["fine_tune"].get_dict() if "fine_tune" in inputs else None
     try:
         if fine_tune is not None:
-            check_overrides(train_settings(settings_of("fine_tune", spec, fine_tune=fine_tune)).model_dump())
+            check_overrides(train_settings(settings_of("fine_tune", spec, low={}, fine_tune=fine_tune)).model_dump())
         if "dataset" in inputs and inputs["dataset"].creator is None:
             plan_of(
                 inputs["dataset"].frames(),

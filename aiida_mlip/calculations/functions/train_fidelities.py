@@ -3,41 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from aiida import orm
 from aiida.engine import ExitCode, Process, calcfunction
 
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.methods_plan import plan_of
 from aiida_mlip.data.potential import jsonable
-from aiida_mlip.errors import FileFormatError, InvalidInputError, MlipError
-from aiida_mlip.kernel.fidelities import (
-    check_labelled,
-    check_species,
-    common_rows,
-    corrected_frames,
-    count_labels,
-    difference_frames,
-    hold_out,
-    label_gap,
-    mean_prediction,
-    rows_at,
-    uncorrected_frames,
-)
+from aiida_mlip.errors import FileFormatError, MlipError
+from aiida_mlip.kernel.fidelities import corrected_frames, mean_prediction, rows_at
 from aiida_mlip.kernel.frames import Failure, Frames, concatenate, id_bytes, id_keys
 from aiida_mlip.kernel.metrics import Predictions
-from aiida_mlip.kernel.training import split_for
-from aiida_mlip.protocols.train_fidelities import (
-    JOINT,
-    TRAININGS,
-    check_methods,
-    difference_name,
-    joint_settings,
-    settings_of,
-)
+from aiida_mlip.protocols.train_fidelities import TRAININGS, check_methods, joint_settings
 
 #: Arrays of a parity node that a correction needs.
 _PARITY = ("frame_id", "natoms", "energy_predicted", "forces_predicted", "stress_predicted")
@@ -53,104 +31,12 @@ ERRORS = (
 )
 
 
-@dataclass(frozen=True)
-class MethodsPlan:
-    """What a comparison of methods trains on, and is measured on.
-
-    :param summary: plain numbers and names: ``target``, ``fidelities``, ``methods``, ``low``, ``held_out``, ``labels``,
-        ``gap``.
-    :param settings: of every training.
-    :param training: (n,) rows of the dataset that the methods may learn from.
-    :param test: (n,) rows held out; none where a test dataset was given.
-    :param difference: labels of the difference, and ``uncorrected``: cheap rows to be corrected; for ``delta``.
-    """
-
-    summary: dict[str, Any]
-    settings: dict[str, dict[str, Any]]
-    training: np.ndarray
-    test: np.ndarray
-    difference: Frames | None = None
-    uncorrected: Frames | None = None
-
-
-def plan_of(
-    frames: Frames,
-    spec: Mapping[str, Any],
-    methods: tuple[str, ...],
-    *,
-    fine_tune: Mapping[str, Any] | None = None,
-    test: Frames | None = None,
-) -> MethodsPlan:
-    """Plan of a comparison of methods.
-
-    :param frames: labelled at all fidelities of the settings.
-    :param spec: settings of a training with ``multi_fidelity``.
-    :param methods: the first gives the result.
-    :param fine_tune: settings that differ in the second training of ``fine_tune``.
-    :param test: rows to measure on, instead of some of ``frames``.
-    :raises MlipError: a method cannot work on these rows; says which and why.
-    """
-    full, fidelities, target = joint_settings(spec)
-    check_labelled(frames, fidelities)
-    split = full.split.model_dump()
-    training, held_out = hold_out(frames, target, split, test=test)
-    rest = frames.take(training)
-    measured = frames.take(held_out) if test is None else test.take(rows_at(test, target))
-    counts = check_labelled(rest, fidelities)
-    cheap = [name for name in fidelities if name != target]
-    low: dict[str, str] = {}
-    difference = uncorrected = None
-    check_species(measured, rest, method=methods[0])
-    if "fine_tune" in methods:
-        low["fine_tune"] = max(cheap, key=counts.__getitem__)
-    if "delta" in methods:
-        low["delta"] = _low_of_delta(rest, cheap, target)
-        difference = difference_frames(rest, low["delta"], target, name=difference_name(low["delta"], target))
-        uncorrected = uncorrected_frames(rest, low["delta"], target)
-        check_species(uncorrected, difference, method="delta")
-        check_species(measured, concatenate([uncorrected, rest.take(rows_at(rest, target))]), method="delta")
-    lows = {"pretrain": low.get("fine_tune"), "difference": low.get("delta")}
-    settings = {
-        name: settings_of(name, spec, low=lows.get(name), fine_tune=fine_tune)
-        for method in methods
-        for name in TRAININGS[method]
-    }
-    for name in settings:
-        if name != "delta":  # what it trains on is still to be made
-            source = difference if name == "difference" and difference is not None else rest
-            levels = fidelities if name in JOINT else ()
-            _check_split(name, source, split, (settings[name]["fidelity"], levels), members=full.committee)
-    labels = {
-        "high_only": {target: counts[target]},
-        **{method: {name: counts[name] for name in (one, target)} for method, one in low.items()},
-    }
-    return MethodsPlan(
-        summary={
-            "target": target,
-            "fidelities": list(fidelities),
-            "methods": list(methods),
-            "low": low,
-            "held_out": {
-                "rows": count_labels(measured, [target])[target],
-                "test_dataset": test is not None,
-                "left_out": int((~training & ~held_out).sum()),
-            },
-            "labels": {method: labels.get(method, counts) for method in methods},
-            "gap": {name: label_gap(rest, name, target) for name in cheap},
-        },
-        settings=settings,
-        training=training,
-        test=held_out,
-        difference=difference,
-        uncorrected=uncorrected,
-    )
-
-
 @calcfunction
 def plan_methods(
     dataset: DatasetData,
     settings: orm.Dict,
     methods: orm.List,
+    equal_steps: orm.Bool,
     fine_tune: orm.Dict | None = None,
     test_dataset: DatasetData | None = None,
 ) -> dict[str, orm.Data] | ExitCode:
@@ -166,6 +52,7 @@ def plan_methods(
             check_methods(methods.get_list()),
             fine_tune=None if fine_tune is None else fine_tune.get_dict(),
             test=None if test_dataset is None else test_dataset.frames(),
+            equal_steps=equal_steps.value,
         )
         device = joint_settings(settings.get_dict())[0].device
         outputs: dict[str, orm.Data] = {"summary": orm.Dict(plan.summary), "prediction": orm.Dict({"device": device})}
@@ -252,37 +139,6 @@ def tabulate_methods(plan: orm.Dict, **evidence: orm.Data) -> orm.Dict:
 
 
 # -- parts -----------------------------------------------------------------------------------------------------
-
-
-def _low_of_delta(frames: Frames, cheap: list[str], target: str) -> str:
-    """The cheap fidelity with most rows that can be corrected, among those that share frames with the target."""
-    common = {name: len(common_rows(frames, name, target)[0]) for name in cheap}
-    shared = [name for name in cheap if common[name]]
-    if not shared:
-        raise InvalidInputError(
-            f"delta: no frame is labelled both at {target!r} and at {' or '.join(map(repr, cheap))}; a difference is "
-            "learned from frames labelled at both"
-        )
-    rows = {name: len(uncorrected_frames(frames, name, target)) for name in shared}
-    low = max(shared, key=rows.__getitem__)
-    if not rows[low]:
-        raise InvalidInputError(f"delta: every frame labelled at {low!r} is labelled at {target!r}: nothing to correct")
-    return low
-
-
-def _check_split(
-    training: str, frames: Frames, split: Mapping[str, Any], levels: tuple[str, tuple[str, ...]], *, members: int
-) -> None:
-    """Make sure that the rows of a training can be split.
-
-    :param levels: the fidelity that counts, and all of a training on several.
-    :raises InvalidInputError: too few groups, or no labels; names the training.
-    """
-    fidelity, fidelities = levels
-    try:
-        split_for(frames, {**split, "test": 0.0}, members=members, fidelity=fidelity, fidelities=fidelities)
-    except InvalidInputError as error:
-        raise InvalidInputError(f"{training}: {error}") from error
 
 
 def _labelled_here(frames: Frames) -> Frames:
