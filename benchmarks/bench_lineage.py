@@ -1,4 +1,4 @@
-"""How long lineage and taint take on a large graph. Prints a Markdown table.
+"""How long lineage, taint and audit take on a large graph. Prints a Markdown table.
 
 Run: ``python benchmarks/bench_lineage.py`` (writes a campaign of 52 rounds with 970 labels each into a profile of its
 own: 1e5 process nodes, a few minutes; ``--rounds 3 --labels 100`` for a look). ``--keep FOLDER`` leaves the profile
@@ -77,8 +77,10 @@ def written(root: Path, options: argparse.Namespace) -> dict[str, Any]:
 def ask(known: dict[str, Any], repeats: int) -> None:
     from aiida import orm
 
+    from aiida_mlip.data.audit_findings import findings
     from aiida_mlip.data.frame_index import FrameIndex
     from aiida_mlip.data.lineage import frame_lineage, lineage
+    from aiida_mlip.data.provenance import audit
     from aiida_mlip.data.taint import taint, taint_frame
 
     uuids = known["questions"]
@@ -114,6 +116,20 @@ def ask(known: dict[str, Any], repeats: int) -> None:
         )
         for name, question in asked.items():
             row(name, question, lambda found: f"{found.n_nodes} nodes", bar=GRAPH_SECONDS, repeats=repeats)
+        for name in ("root", "last potential"):
+            node = nodes[name]
+            row(
+                f"audit of the {name}: origins",
+                lambda node=node: audit(node),
+                lambda found: f"{found.created} made, {len(found.orphans)} orphans",
+                repeats=1,
+            )
+            row(
+                f"audit of the {name}: findings",
+                lambda node=node: findings(node, index=index),
+                lambda found: f"{len(found)} findings",
+                repeats=1,
+            )
     print(f"\nload {os.getloadavg()[0]:.1f} at the end")
 
 

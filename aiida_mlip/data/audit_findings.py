@@ -10,14 +10,16 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import numpy as np
 from aiida import orm
 from aiida.common.links import LinkType
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.frame_index import FrameIndex
-from aiida_mlip.data.graph import ALL_LINKS, CALLS, NodeRow, Wanted, neighbours, nodes_of, walk
+from aiida_mlip.data.graph import FEW, NodeRow, neighbours, nodes_of_type, nodes_with, processes_of
 from aiida_mlip.data.potential import PotentialData
-from aiida_mlip.data.roles import JOB, PROCESS
+from aiida_mlip.data.provenance import inside_and_behind
+from aiida_mlip.data.roles import JOB
 
 Kind = Literal["missing_seed", "unconverged_label", "failed_labels", "calibration_out_of_date", "not_calibrated"]
 #: Entry points of processes that draw random numbers -> input with the seed.
@@ -60,16 +62,12 @@ def findings(node: orm.Node, *, index: FrameIndex | None = None) -> tuple[Findin
         with FrameIndex.open() as opened:
             opened.refresh()
             return findings(node, index=opened)
-    wanted = Wanted(types=(PROCESS, DatasetData.class_node_type, PotentialData.class_node_type))
-    starts = [node.pk]
-    if isinstance(node, orm.ProcessNode):
-        inside = walk(starts, (*CALLS, LinkType.CREATE, LinkType.RETURN), direction="forward", wanted=wanted).nodes
-        starts = [node.pk, *(each.pk for each in inside)]
-    behind = walk(starts, ALL_LINKS, direction="backward", wanted=wanted).nodes
-    datasets = [each for each in behind if each.role == "dataset"]
+    behind = inside_and_behind(node)
+    seeded = np.intersect1d(processes_of(_SEEDED), behind).tolist()
+    datasets = np.intersect1d(nodes_of_type(DatasetData.class_node_type), behind).tolist()
     return (
-        *_missing_seeds([each for each in behind if each.process_type in _SEEDED]),
-        *_labels([each.pk for each in datasets], index),
+        *_missing_seeds(nodes_with(seeded)),
+        *_labels(datasets, index),
         *_calibrations(_results(node)),
     )
 
@@ -101,13 +99,11 @@ def _labels(datasets: Collection[int], index: FrameIndex) -> Iterable[Finding]:
     """Labels in use whose calculation failed; and those that are missing from the newest dataset."""
     if not datasets:
         return
-    used = nodes_of(index.single_labels(datasets))
-    failed = _not_ok([node.pk for node in used.values()])
-    for node in sorted(used.values(), key=lambda each: each.pk):
-        if node.pk in failed:
-            status, message = failed[node.pk]
-            text = f"{node.ref.kind}<{node.pk}> failed with exit status {status} ({message}), yet its label is used"
-            yield Finding("unconverged_label", node.pk, node.uuid, text, serious=True)
+    failed = _not_ok(index.single_labels(datasets))
+    for pk, (uuid, status, message) in sorted(failed.items()):
+        kind = nodes_with([pk])[0].ref.kind
+        text = f"{kind}<{pk}> failed with exit status {status} ({message}), yet its label is used"
+        yield Finding("unconverged_label", pk, uuid, text, serious=True)
     newest = orm.load_node(max(datasets))
     if failures := newest.base.attributes.get("failures", None):
         text = ", ".join(f"{count} {name}" for name, count in sorted(failures.items()))
@@ -116,13 +112,17 @@ def _labels(datasets: Collection[int], index: FrameIndex) -> Iterable[Finding]:
         )
 
 
-def _not_ok(pks: list[int]) -> dict[int, tuple[int | None, str]]:
+def _not_ok(uuids: Collection[str]) -> dict[int, tuple[str, int | None, str]]:
+    """Pk of each of these processes that failed -> uuid, exit status, message."""
+    asked = set(uuids)
+    few = {"uuid": {"in": list(asked)}} if len(asked) <= FEW else {}
     query = orm.QueryBuilder().append(
         orm.ProcessNode,
-        filters={"id": {"in": pks}, "attributes.exit_status": {"!==": 0}},
-        project=["id", "attributes.exit_status", "attributes.exit_message"],
+        filters={**few, "attributes.exit_status": {"!==": 0}},
+        project=["id", "uuid", "attributes.exit_status", "attributes.exit_message"],
     )
-    return {pk: (status, message or "no message") for pk, status, message in query.all()} if pks else {}
+    rows = query.all() if asked else []
+    return {pk: (uuid, status, message or "no message") for pk, uuid, status, message in rows if uuid in asked}
 
 
 def _results(node: orm.Node) -> list[PotentialData]:
@@ -139,6 +139,7 @@ def _results(node: orm.Node) -> list[PotentialData]:
 
 
 def _calibrations(potentials: Iterable[PotentialData]) -> Iterable[Finding]:
+    largest: dict[int, int | None] = {}  # several potentials were trained on each dataset
     for potential in potentials:
         name = f"PotentialData<{potential.pk}>"
 
@@ -153,8 +154,9 @@ def _calibrations(potentials: Iterable[PotentialData]) -> Iterable[Finding]:
         if judged and trained not in judged:
             others = ", ".join(f"DatasetData<{pk}>" for pk in sorted(judged))
             yield finding("calibration_out_of_date", f"trained on DatasetData<{trained}>, but judged on {others}")
-        grown = _grown(trained)
-        if grown is not None:
+        if trained not in largest:
+            largest[trained] = _grown(trained)
+        if (grown := largest[trained]) is not None:
             yield finding(
                 "calibration_out_of_date",
                 f"trained and judged on DatasetData<{trained}> ({_n_labelled(trained)} labels), which has grown to "

@@ -26,6 +26,11 @@ DATA_FLOW: Final[tuple[LinkType, ...]] = (LinkType.CREATE, LinkType.INPUT_CALC)
 CALLS: Final[tuple[LinkType, ...]] = (LinkType.CALL_CALC, LinkType.CALL_WORK)
 #: Everything a node rests on, including the workflows that ran it.
 ALL_LINKS: Final[tuple[LinkType, ...]] = (*DATA_FLOW, *CALLS, LinkType.RETURN, LinkType.INPUT_WORK)
+#: Nodes that are looked up one by one; of more, it depends on the size of the profile.
+FEW: Final[int] = 1000
+#: Links of the profile for each start up to which all are read at once: a walk by the database costs fifteen times as
+#: much for a start as reading one link.
+_LINKS_PER_START: Final[int] = 15
 _NODE: Final[str] = "node.id, node.uuid, node.node_type, node.process_type, node.label"
 _ENTRY_POINT: Final[str] = "aiida."
 #: What workflows of this package returned; as in :func:`walk`, links are to be looked up by node.
@@ -183,9 +188,30 @@ def called_by(pk: int) -> list[tuple[int, str, str]]:
     return [tuple(row) for row in _execute(statement, pks=[pk], links=[link.value for link in CALLS])]
 
 
-def count_links() -> int:
-    """Links of the profile, those included that were deleted."""
-    return int(_execute("SELECT max(id) FROM db_dblink")[0][0] or 0)
+def are_many(pks: Collection[int]) -> bool:
+    """Whether from so many nodes it is faster to read all links of the profile at once than to look them up by node."""
+    return len(pks) > FEW and len(pks) * _LINKS_PER_START > int(_execute("SELECT max(id) FROM db_dblink")[0][0] or 0)
+
+
+def reached_pks(
+    pks: Collection[int], links: Sequence[LinkType], *, direction: Literal["forward", "backward"]
+) -> np.ndarray:
+    """Sorted pks of all nodes that :func:`walk` reaches, those included where it begins, which may be very many."""
+    if are_many(pks):
+        return _reached_in_memory(pks, links, direction=direction)
+    if not len(pks):
+        return np.zeros(0, np.int64)
+    ahead, behind = ("output_id", "input_id") if direction == "forward" else ("input_id", "output_id")
+    statement = f"""
+        WITH RECURSIVE reached(id) AS (
+            SELECT id FROM db_dbnode WHERE id IN :pks
+            UNION
+            SELECT link.{ahead} FROM reached JOIN db_dblink AS link ON link.{behind} = reached.id
+            WHERE (link.type || '') IN :links
+        )
+        SELECT id FROM reached ORDER BY id
+    """  # noqa: S608 - names of columns
+    return _pks(_execute(statement, pks=[int(pk) for pk in pks], links=[link.value for link in links]))
 
 
 def reach_in_memory(
@@ -197,29 +223,85 @@ def reach_in_memory(
 
     :returns: sorted pks of the nodes that were reached, starts included; and those of them that are wanted.
     """
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.csgraph import breadth_first_order
-
-    names = [link.value for link in links]
-    found = _execute("SELECT input_id, output_id FROM db_dblink WHERE type IN :links", links=names)
-    ends = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=2 * len(found)).reshape(-1, 2)
-    starts = np.fromiter(pks, dtype=np.int64, count=len(pks))
-    size = int(max(ends.max(initial=0), starts.max(initial=0))) + 1
-    # no node has the number 0: it stands for all the starts at once
-    sources, targets = np.append(ends[:, 0], np.zeros(len(starts), np.int64)), np.append(ends[:, 1], starts)
-    graph = csr_matrix((np.ones(len(sources), dtype=np.int8), (sources, targets)), shape=(size, size))
-    order = breadth_first_order(graph, 0, return_predecessors=False)
-    reached = np.sort(order[order > 0])
+    reached = _reached_in_memory(pks, links, direction="forward")
     condition, values = wanted.condition()
     rows = _execute(f"SELECT {_NODE} FROM db_dbnode AS node WHERE {condition} ORDER BY node.id", values)  # noqa: S608
     there = np.isin([row[0] for row in rows], reached)
     return reached, tuple(_node(row) for row, is_there in zip(rows, there, strict=True) if is_there)
 
 
+def _reached_in_memory(
+    pks: Collection[int], links: Sequence[LinkType], *, direction: Literal["forward", "backward"]
+) -> np.ndarray:
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import breadth_first_order
+
+    names = [link.value for link in links]
+    found = _execute("SELECT input_id, output_id FROM db_dblink WHERE type IN :links", links=names)
+    ends = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=2 * len(found)).reshape(-1, 2)
+    ends = ends if direction == "forward" else ends[:, ::-1]
+    starts = np.fromiter(pks, dtype=np.int64, count=len(pks))
+    size = int(max(ends.max(initial=0), starts.max(initial=0))) + 1
+    # no node has the number 0: it stands for all the starts at once
+    sources, targets = np.append(ends[:, 0], np.zeros(len(starts), np.int64)), np.append(ends[:, 1], starts)
+    graph = csr_matrix((np.ones(len(sources), dtype=np.int8), (sources, targets)), shape=(size, size))
+    order = breadth_first_order(graph, 0, return_predecessors=False)
+    return np.sort(order[order > 0])
+
+
+def link_ends(
+    links: Sequence[LinkType], *, of: Collection[int], column: Literal["input_id", "output_id"]
+) -> np.ndarray:
+    """(n, 2) pks of the two ends (from, to) of all links of these kinds, that these nodes are the one end of."""
+    given, few = _among(of, column)
+    statement = f"SELECT input_id, output_id FROM db_dblink WHERE (type || '') IN :links AND {given}"  # noqa: S608
+    found = _execute(statement, links=[link.value for link in links], pks=few)
+    ends = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=2 * len(found)).reshape(-1, 2)
+    return ends[np.isin(ends[:, 0 if column == "input_id" else 1], np.fromiter(of, np.int64, len(of)))]
+
+
+def data_without_creator(pks: Collection[int]) -> list[tuple[int, str, str]]:
+    """(pk, uuid, node type) of those of these nodes that are data which no calculation made."""
+    given, few = _among(pks, "node.id")
+    statement = f"""
+        SELECT node.id, node.uuid, node.node_type FROM db_dbnode AS node
+        WHERE node.node_type LIKE 'data.%' AND {given} AND NOT EXISTS
+        (SELECT 1 FROM db_dblink AS link WHERE link.output_id = node.id AND (link.type || '') = 'create')
+        ORDER BY node.id
+    """  # noqa: S608 - a name of a column
+    rows = _execute(statement, pks=few)
+    there = np.isin([row[0] for row in rows], np.fromiter(pks, np.int64, len(pks)))
+    return [tuple(row) for row, is_there in zip(rows, there, strict=True) if is_there]
+
+
+def _among(pks: Collection[int], column: str) -> tuple[str, list[int]]:
+    """SQL that looks few nodes up, and its parameter `pks`; of many all are read, and the caller takes his own."""
+    if len(pks) > FEW:
+        return f"({column} IN :pks OR 1 = 1)", [0]
+    return f"{column} IN :pks", [int(pk) for pk in pks]
+
+
 def processes_of(process_types: Collection[str]) -> np.ndarray:
     """Pks of all processes of these types."""
-    found = _execute("SELECT id FROM db_dbnode WHERE process_type IN :types", types=list(process_types))
-    return np.fromiter((row[0] for row in found), dtype=np.int64, count=len(found))
+    return _pks(_execute("SELECT id FROM db_dbnode WHERE process_type IN :types", types=list(process_types)))
+
+
+def process_types_of(pks: Collection[int]) -> dict[int, str]:
+    """Pk of each process among these nodes -> its type."""
+    given, few = _among(pks, "id")
+    statement = f"SELECT id, process_type FROM db_dbnode WHERE process_type IS NOT NULL AND {given}"  # noqa: S608
+    rows = _execute(statement, pks=few)
+    there = np.isin([row[0] for row in rows], np.fromiter(pks, np.int64, len(pks)))
+    return {int(row[0]): str(row[1]) for row, is_there in zip(rows, there, strict=True) if is_there}
+
+
+def nodes_of_type(node_type: str) -> np.ndarray:
+    """Pks of all nodes of exactly this type."""
+    return _pks(_execute("SELECT id FROM db_dbnode WHERE node_type IN :types", types=[node_type]))
+
+
+def _pks(rows: list[Any]) -> np.ndarray:
+    return np.fromiter((row[0] for row in rows), dtype=np.int64, count=len(rows))
 
 
 def nodes_with(pks: Collection[int]) -> list[NodeRow]:

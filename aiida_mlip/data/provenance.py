@@ -1,6 +1,6 @@
 """Where a node comes from: walks over the provenance graph, and the audit of its rules.
 
-Every walk goes level by level with :func:`aiida.tools.graph.graph_traversers.traverse_graph`, never with path queries
+Every walk is one query, or is done in memory (:mod:`aiida_mlip.data.graph`), never with path queries
 (``with_ancestors``), whose cost grows with the number of paths through a learning loop.
 
 >>> from aiida_mlip.data.provenance import audit, ancestors
@@ -11,23 +11,16 @@ Every walk goes level by level with :func:`aiida.tools.graph.graph_traversers.tr
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 from aiida import orm
 from aiida.common.links import LinkType
-from aiida.tools.graph.graph_traversers import traverse_graph
 
-#: Links followed backwards: everything a node rests on, including the workflows that ran it.
-_BACKWARD = (
-    LinkType.CREATE,
-    LinkType.RETURN,
-    LinkType.INPUT_CALC,
-    LinkType.INPUT_WORK,
-    LinkType.CALL_CALC,
-    LinkType.CALL_WORK,
-)
+from aiida_mlip.data.graph import ALL_LINKS, FEW, data_without_creator, link_ends, process_types_of, reached_pks
+
 #: Links followed forwards from a process: what it called and made.
 _FORWARD = (LinkType.CALL_CALC, LinkType.CALL_WORK, LinkType.CREATE, LinkType.RETURN)
 #: Nodes that people install once per profile, not per run.
@@ -80,13 +73,20 @@ class AuditReport:
 
 def ancestors(nodes: Iterable[orm.Node]) -> set[int]:
     """Pks of everything these nodes rest on, themselves included: data, calculations, workflows."""
-    return set(traverse_graph([node.pk for node in nodes], links_backward=_BACKWARD)["nodes"])
+    return set(reached_pks([node.pk for node in nodes], ALL_LINKS, direction="backward").tolist())
 
 
 def descendants(nodes: Iterable[orm.Node]) -> set[int]:
     """Pks of everything that was called or made by these nodes or from them, themselves included."""
-    forward = (*_FORWARD, LinkType.INPUT_CALC, LinkType.INPUT_WORK)
-    return set(traverse_graph([node.pk for node in nodes], links_forward=forward)["nodes"])
+    return set(reached_pks([node.pk for node in nodes], ALL_LINKS, direction="forward").tolist())
+
+
+def inside_and_behind(node: orm.Node) -> np.ndarray:
+    """Sorted pks of everything that a node rests on, itself included; of a process also of all it called and made."""
+    pks: Collection[int] = [node.pk]
+    if isinstance(node, orm.ProcessNode):
+        pks = reached_pks(pks, _FORWARD, direction="forward").tolist()
+    return reached_pks(pks, ALL_LINKS, direction="backward")
 
 
 def audit(node: orm.Node) -> AuditReport:
@@ -95,50 +95,30 @@ def audit(node: orm.Node) -> AuditReport:
     Starts at a potential, a dataset or a workchain and looks at everything it rests on; of a process also at all it
     called and made.
     """
-    pks = [node.pk]
-    if isinstance(node, orm.ProcessNode):
-        pks = list(traverse_graph(pks, links_forward=_FORWARD)["nodes"])
-    nodes = set(traverse_graph(pks, links_backward=_BACKWARD)["nodes"])
-    return _classify(node, nodes)
-
-
-def _classify(node: orm.Node, pks: set[int]) -> AuditReport:
-    data = orm.QueryBuilder().append(orm.Data, filters={"id": {"in": list(pks)}}, project=["id", "uuid", "node_type"])
-    created = _targets(LinkType.CREATE, orm.CalculationNode, orm.Data, pks)
-    called = _targets((LinkType.CALL_CALC, LinkType.CALL_WORK), orm.WorkflowNode, orm.ProcessNode, pks)
-    consumers = _consumers(pks)
-    processes = {
-        pk: (state, status)
-        for pk, state, status in orm.QueryBuilder()
-        .append(
-            orm.ProcessNode,
-            filters={"id": {"in": list(pks)}},
-            project=["id", "attributes.process_state", "attributes.exit_status"],
-        )
-        .all()
-    }
-    counts = {"created": 0, "user_inputs": 0, "installed": 0}
+    pks = inside_and_behind(node)
+    processes = _processes(pks)
+    loose = data_without_creator(pks.tolist())
+    used_by, callers = _consumers({pk for pk, _, _ in loose}, set(processes))
+    counts = {"user_inputs": 0, "installed": 0}
     third_party, orphans = [], []
-    for pk, uuid, node_type in data.all():
-        used_by = consumers.get(pk, [])
-        if pk in created:
-            counts["created"] += 1
-        elif any(process not in called for process, _ in used_by):
+    for pk, uuid, node_type in loose:
+        users = used_by.get(pk, [])
+        if any(process not in callers for process in users):
             counts["user_inputs"] += 1
         elif node_type.startswith(_INSTALLED_TYPES) or "data.core.code." in node_type:
             counts["installed"] += 1
-        elif used_by and all(_made_by_third_party(process, called) for process, _ in used_by):
-            origin = _caller_type(used_by[0][0], called)
-            third_party.append(DataOrigin(uuid, pk, node_type, origin))
-        elif pk == node.pk and not used_by:
+        elif users and all(callers[process].startswith(_THIRD_PARTY) for process in users):
+            third_party.append(DataOrigin(uuid, pk, node_type, callers[users[0]]))
+        elif pk == node.pk and not users:
             counts["user_inputs"] += 1  # the node asked about, given by a person and not used yet
         else:
-            users = ", ".join(f"{label or 'process'}<{process}>" for process, label in used_by)
-            orphans.append(DataOrigin(uuid, pk, node_type, f"no creator; used by {users}"))
+            named = ", ".join(f"{_label(process) or 'process'}<{process}>" for process in users)
+            orphans.append(DataOrigin(uuid, pk, node_type, f"no creator; used by {named}"))
     return AuditReport(
         node=node.uuid,
         n_nodes=len(pks),
         n_processes=len(processes),
+        created=len(pks) - len(processes) - len(loose),
         **counts,
         third_party=tuple(third_party),
         orphans=tuple(orphans),
@@ -146,44 +126,28 @@ def _classify(node: orm.Node, pks: set[int]) -> AuditReport:
     )
 
 
-def _targets(
-    links: LinkType | tuple[LinkType, ...], source: type[orm.Node], target: type[orm.Node], pks: set[int]
-) -> dict[int, tuple[int, str]]:
-    """Pk of each target node -> (pk of the source, its process type), for incoming links of these kinds."""
-    kinds = [link.value for link in (links if isinstance(links, tuple) else (links,))]
-    query = orm.QueryBuilder()
-    query.append(source, tag="source", project=["id", "process_type"])
-    query.append(
-        target,
-        with_incoming="source",
-        edge_filters={"type": {"in": kinds}},
-        filters={"id": {"in": list(pks)}},
-        project=["id"],
-    )
-    return {pk: (origin, process_type or "") for origin, process_type, pk in query.all()}
+def _processes(pks: np.ndarray) -> dict[int, tuple[str | None, int | None]]:
+    """Pk of each process among these nodes -> its state and exit status."""
+    few = {"id": {"in": pks.tolist()}} if len(pks) <= FEW else {}
+    project = ["id", "attributes.process_state", "attributes.exit_status"]
+    rows = orm.QueryBuilder().append(orm.ProcessNode, filters=few, project=project).all()
+    there = np.isin([row[0] for row in rows], pks)
+    return {pk: (state, status) for (pk, state, status), is_there in zip(rows, there, strict=True) if is_there}
 
 
-def _consumers(pks: set[int]) -> dict[int, list[tuple[int, str]]]:
-    """Pk of each Data node -> processes (pk, label) that took it as input."""
-    query = orm.QueryBuilder()
-    query.append(orm.Data, tag="data", filters={"id": {"in": list(pks)}}, project=["id"])
-    query.append(
-        orm.ProcessNode,
-        with_incoming="data",
-        edge_filters={"type": {"in": [LinkType.INPUT_CALC.value, LinkType.INPUT_WORK.value]}},
-        filters={"id": {"in": list(pks)}},
-        project=["id", "attributes.process_label"],
-    )
-    found: dict[int, list[tuple[int, str]]] = {}
-    for data, process, label in query.all():
-        found.setdefault(data, []).append((process, label))
-    return found
+def _consumers(data: set[int], processes: set[int]) -> tuple[dict[int, list[int]], dict[int, str]]:
+    """Pk of each data node -> processes of these that took it as input; and types of the callers of such processes."""
+    inputs = link_ends((LinkType.INPUT_CALC, LinkType.INPUT_WORK), of=data, column="input_id").tolist()
+    used_by: dict[int, list[int]] = {}
+    for pk, process in inputs:
+        if process in processes:
+            used_by.setdefault(pk, []).append(process)
+    users = {process for found in used_by.values() for process in found}
+    calls = link_ends((LinkType.CALL_CALC, LinkType.CALL_WORK), of=users, column="output_id")
+    kinds = process_types_of(set(calls[:, 0].tolist()))
+    return used_by, {process: kinds.get(caller, "") for caller, process in calls.tolist()}
 
 
-def _made_by_third_party(process: int, called: dict[int, tuple[int, str]]) -> bool:
-    """Whether the workflow that called this process belongs to another package, so may have made its inputs."""
-    return _caller_type(process, called).startswith(_THIRD_PARTY)
-
-
-def _caller_type(process: int, called: dict[int, tuple[int, str]]) -> str:
-    return called.get(process, (0, ""))[1]
+def _label(process: int) -> str | None:
+    label: str | None = orm.load_node(process).process_label
+    return label

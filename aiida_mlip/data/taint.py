@@ -23,11 +23,12 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.frame_index import FrameIndex, Held
 from aiida_mlip.data.graph import (
     DATA_FLOW,
+    FEW,
     NodeRef,
     NodeRow,
     Wanted,
+    are_many,
     called_by,
-    count_links,
     neighbours,
     processes_of,
     reach_in_memory,
@@ -40,10 +41,6 @@ from aiida_mlip.errors import InvalidInputError
 
 #: Extra in which AiiDA notes which node a cached one is a copy of.
 CACHED_FROM: Final[str] = "_aiida_cached_from"
-#: Starts of a walk that are looked up one by one; and links of the profile for each of more starts up to which all
-#: links are read at once: a walk by the database costs fifteen times as much for a start as reading one link.
-_FEW: Final[int] = 1000
-_LINKS_PER_START: Final[int] = 15
 How = Literal["holds", "trained", "held out", "follows"]
 _WANTED: Final[Wanted] = Wanted(
     types=(DatasetData.class_node_type, PotentialData.class_node_type, JOB),
@@ -121,7 +118,7 @@ def taint(node: orm.Node, *, row: int | None = None, index: FrameIndex | None = 
 def _cached_from(pks: set[int]) -> list[str]:
     """Uuids of the calculations whose results AiiDA's caching gave to these: rows name those that computed."""
     key = f"extras.{CACHED_FROM}"
-    few = {"id": {"in": list(pks)}} if len(pks) <= _FEW else {}
+    few = {"id": {"in": list(pks)}} if len(pks) <= FEW else {}
     query = orm.QueryBuilder().append(
         orm.CalculationNode, filters={**few, "extras": {"has_key": CACHED_FROM}}, project=["id", key]
     )
@@ -190,7 +187,7 @@ class _Ahead:
 
 def _ahead(pks: Collection[int]) -> _Ahead:
     """Everything that rests on these nodes, themselves included."""
-    if len(pks) > _FEW and len(pks) * _LINKS_PER_START > count_links():
+    if are_many(pks):
         reached, nodes = reach_in_memory(pks, DATA_FLOW, wanted=_WANTED)
         return _Ahead(nodes, len(reached), int(np.isin(processes_of(LABELS), reached).sum()))
     reach = walk(pks, DATA_FLOW, direction="forward", wanted=_WANTED)

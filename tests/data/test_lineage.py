@@ -149,8 +149,8 @@ def test_a_walk_in_memory_reaches_the_same(campaign, index, monkeypatch):
     for uuid in (campaign.simulation, campaign.train, campaign.label):
         expected = taint(load(uuid), index=index)
         with monkeypatch.context() as patch:
-            patch.setattr("aiida_mlip.data.taint._FEW", 0)
-            patch.setattr("aiida_mlip.data.taint._LINKS_PER_START", 10**9)
+            patch.setattr("aiida_mlip.data.graph.FEW", 0)
+            patch.setattr("aiida_mlip.data.graph._LINKS_PER_START", 10**9)
             patch.setattr("aiida_mlip.data.taint.walk", None)
             assert taint(load(uuid), index=index) == expected
         assert expected.n_nodes > 0

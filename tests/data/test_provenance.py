@@ -71,3 +71,16 @@ def test_walks_are_inverse_to_each_other():
 @pytest.mark.usefixtures("aiida_profile")
 def test_a_node_given_by_a_person_and_not_used_yet_is_no_orphan():
     assert provenance.audit(orm.Int(3).store()).passed
+
+
+@pytest.mark.usefixtures("aiida_profile")
+def test_an_audit_that_reads_everything_says_the_same(monkeypatch):
+    """What a large campaign needs: all links and processes of the profile are read at once, others' too."""
+    _, clean = run_get_node(Clean, number=orm.Int(5))
+    results, dirty = run_get_node(Dirty, number=orm.Int(4))
+    expected = [provenance.audit(node) for node in (clean, dirty, results["result"])]
+    assert [report.passed for report in expected] == [True, False, False]
+    monkeypatch.setattr("aiida_mlip.data.graph.FEW", 0)
+    monkeypatch.setattr("aiida_mlip.data.provenance.FEW", 0)
+    monkeypatch.setattr("aiida_mlip.data.graph._LINKS_PER_START", 10**9)
+    assert [provenance.audit(node) for node in (clean, dirty, results["result"])] == expected
