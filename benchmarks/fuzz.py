@@ -28,8 +28,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 MEMORY = 4 * 1024**3
-#: One parsed job costs as much as twenty files read.
-PARSED_SHARE = 0.1
+#: One parsed job costs as much as thirty files read.
+PARSED_SHARE = 0.04
 STORED_EVERY = 50
 
 

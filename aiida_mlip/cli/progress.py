@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from aiida import orm
 from aiida.common.links import LinkType
@@ -23,7 +23,10 @@ from rich.live import Live
 from rich.table import Table
 
 from aiida_mlip.data.extras import EXPECTED_CALLS
-from aiida_mlip.errors import InvalidInputError, MlipError
+from aiida_mlip.errors import FileFormatError, InvalidInputError, MlipError
+
+#: Digits of a number of epochs.
+_MOST_DIGITS: Final[int] = 9
 
 _TERMINATED = ("finished", "excepted", "killed")
 _REFRESH_SECONDS = 1.0
@@ -288,22 +291,29 @@ def _training_detail(jobs: list[dict[str, Any]]) -> tuple[str, float]:
 
 
 def _last_epoch(path: Path) -> int:
+    """Epochs done by a table of metrics that may be half written; 0 where it says none."""
     epoch = 0
-    with path.open(newline="") as handle:
-        for row in csv.DictReader(handle):
-            if (text := row.get("epoch") or "").isdigit():
-                epoch = int(text) + 1
+    try:
+        with path.open(newline="", errors="replace") as handle:
+            for row in csv.DictReader(handle):
+                text = row.get("epoch") or ""
+                if text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS:
+                    epoch = int(text) + 1
+    except (OSError, csv.Error):
+        return epoch
     return epoch
 
 
 def _max_epochs(folder: Path) -> int:
-    import yaml
+    """Epochs that a training may take; 0 where its configuration is not there or not readable."""
+    from aiida_mlip.io.documents import load_yaml
 
-    config = folder / "config.yaml"
-    if not config.is_file():
+    try:
+        trainer = load_yaml((folder / "config.yaml").read_bytes(), source="config.yaml")["trainer"]
+        epochs = trainer["max_epochs"]
+    except (OSError, FileFormatError, KeyError, TypeError, IndexError):
         return 0
-    trainer = (yaml.safe_load(config.read_text()) or {}).get("trainer", {})
-    return int(trainer.get("max_epochs") or 0)
+    return epochs if isinstance(epochs, int) and 0 <= epochs < 10**_MOST_DIGITS else 0
 
 
 # -- showing ------------------------------------------------------------------------------------------------------

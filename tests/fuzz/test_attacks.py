@@ -218,3 +218,23 @@ def test_a_line_that_asks_for_all_memory(tmp_path: Path) -> None:
     (tmp_path / "POSCAR").write_text("x\n1\n1 0 0\n0 1 0\n0 0 1\nCu\n2000000000\nDirect\n0 0 0\n")
     with watched(), pytest.raises(FileFormatError, match="POSCAR"):
         read_images(tmp_path / "POSCAR", file_format="vasp")
+
+
+@pytest.mark.parametrize(
+    ("config", "metrics"),
+    [
+        (b"trainer: {max_epochs: 7}", b"epoch,x\n0,1\n1,1\n"),
+        (b"trainer: [1", b"epoch\n\xc2\xb2\n"),
+        (b"[]", b"\x00\xff"),
+        (b"trainer: 3", b"epoch\n" + b"9" * 5000),
+        (b"trainer: {max_epochs: [1]}", b'"' + b"x" * 200_000),
+        (b"!!bool x", b""),
+    ],
+)
+def test_the_progress_display_survives_what_a_job_writes(tmp_path: Path, config: bytes, metrics: bytes) -> None:
+    from aiida_mlip.cli.progress import _last_epoch, _max_epochs
+
+    (tmp_path / "config.yaml").write_bytes(config)
+    (tmp_path / "metrics.csv").write_bytes(metrics)
+    assert _max_epochs(tmp_path) == (7 if b"7" in config else 0)
+    assert _last_epoch(tmp_path / "metrics.csv") == (2 if b"0,1" in metrics else 0)
