@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.errors import ExternalProgramError, InvalidInputError
 
 if TYPE_CHECKING:
     from aiida_mlip.data.potential import PotentialData
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def potential() -> None:
-    """Import, show and export potentials. None of these commands executes code of a model file."""
+    """Import, show, bake and export potentials. No command executes code of a model file here, jobs do."""
 
 
 @potential.command("import")
@@ -23,6 +23,7 @@ def potential() -> None:
 @click.option("--engine", default="nequip", show_default=True, help="What runs it: nequip or allegro.")
 @click.option("--cutoff", "cutoff_ang", type=float, metavar="ANGSTROM", help="Radial cutoff, if the package is silent.")
 @click.option("--fidelity", "fidelities", multiple=True, metavar="NAME", help="Level of theory it was trained on.")
+@click.option("--joint", is_flag=True, help="The model is told the level of theory (field `dataset`), in that order.")
 @click.option(
     "--reference",
     "references",
@@ -37,6 +38,7 @@ def import_(
     engine: str,
     cutoff_ang: float | None,
     fidelities: tuple[str, ...],
+    joint: bool,
     references: tuple[str, ...],
     label: str,
     description: str,
@@ -50,6 +52,7 @@ def import_(
         engine=engine,
         cutoff_ang=cutoff_ang,
         fidelities=fidelities,
+        joint=joint,
         reference_energies=_references(references, fidelities),
     )
     node.label, node.description = label, description or f"imported from {path.name}"
@@ -75,6 +78,34 @@ def show(identifier: str) -> None:
     console.print(table)
     if errors := _error_table(node.metrics):
         console.print(errors)
+
+
+@potential.command()
+@click.argument("identifier")
+@click.argument("fidelity")
+@click.option(
+    "--code", default="aiida-mlip-evaluate@localhost", show_default=True, metavar="LABEL", help="aiida-mlip-evaluate."
+)
+@click.option("--label", default="", help="Label of the node.")
+def bake(identifier: str, fidelity: str, code: str, label: str) -> None:
+    """Make an ordinary potential of FIDELITY out of the joint potential IDENTIFIER (pk or uuid); takes a job."""
+    from aiida.engine import run_get_node
+
+    from aiida_mlip.calculations.bake import BakeCalculation, request_of
+    from aiida_mlip.cli.develop import load_code
+
+    joint = _load(identifier)
+    request_of(joint, fidelity)
+    builder = BakeCalculation.get_builder()
+    builder.code, builder.potential, builder.fidelity = load_code("evaluate", code), joint, fidelity
+    results, job = run_get_node(builder)
+    if not job.is_finished_ok:
+        raise ExternalProgramError(
+            f"BakeCalculation<{job.pk}> failed with status {job.exit_status}: {job.exit_message}"
+        )
+    baked = results["potential"]
+    baked.label = label or f"{joint.label} {fidelity}".strip()
+    click.echo(f"potential {baked.pk} <{baked.uuid}>: {fidelity}, {', '.join(baked.species)}")
 
 
 @potential.command()
@@ -151,7 +182,7 @@ def _rows(node: PotentialData) -> list[tuple[str, str]]:
         ("engine", f"{node.engine} ({', '.join(f'{name} {version}' for name, version in node.versions.items())})"),
         ("species", ", ".join(node.species)),
         ("cutoff", f"{node.cutoff_ang:g} Å"),
-        ("fidelities", ", ".join(node.fidelities) or "not known"),
+        ("fidelities", _fidelities(node)),
         ("isolated atoms (eV)", "; ".join(references) or "not known"),
         ("metrics", ", ".join(_scalars(node.metrics)) or "none recorded"),
         ("grades", _grades(node)),
@@ -160,6 +191,11 @@ def _rows(node: PotentialData) -> list[tuple[str, str]]:
         ("made by", f"{creator.process_label} {creator.pk}" if creator else "imported by a user"),
         ("description", node.description),
     ]
+
+
+def _fidelities(node: PotentialData) -> str:
+    names = ", ".join(node.fidelities) or "not known"
+    return f"{names}: joint, runs once it is baked at one of them (aiida-mlip potential bake)" if node.joint else names
 
 
 def _grades(node: PotentialData) -> str:

@@ -97,8 +97,8 @@ class PotentialData(orm.Data):
         if statistics:
             node.base.repository.put_object_from_filelike(io.BytesIO(write_npz(statistics)), cls.STATISTICS_NAME)
         names = list(dict.fromkeys(fidelities))
-        if joint and len(names) < 2:
-            raise InvalidInputError(f"{name}: a joint potential has two fidelities or more, got {names}")
+        if joint and (len(names) < 2 or len(names) < len(fidelities)):
+            raise InvalidInputError(f"{name}: a joint potential has two fidelities or more, each once: {fidelities}")
         for key, table in (("reference_energies", reference_energies), ("energy_shifts", energy_shifts)):
             if names and (unknown := set(table or {}) - set(names)):
                 raise InvalidInputError(f"{name}: {key} of {sorted(unknown)}, but the fidelities are {names}")

@@ -45,6 +45,36 @@ def test_import_show_export(toy_package: Path, tmp_path: Path) -> None:
     assert "exists; give another name" in again.output
 
 
+def test_a_joint_potential_is_shown_and_baked(joint_toy_package: Path, evaluate_code) -> None:
+    names = [text for name in ("lda", "pbe", "hse") for text in ("--fidelity", name)]
+    energies = ["--reference", "hse:Si=-108.5", "--reference", "hse:C=-157.25", "--reference", "lda:Si=-106.0"]
+    done = invoke("import", str(joint_toy_package), "--joint", "--label", "three", *names, *energies)
+    assert done.exit_code == 0, done.output
+    joint = newest()
+    assert (joint.joint, joint.fidelities) == (True, ["lda", "pbe", "hse"])
+    shown = " ".join(invoke("show", str(joint.pk)).output.replace("│", " ").split())
+    for text in ("lda, pbe, hse: joint, runs once it is baked", "hse: Si -108.500000, C -157.250000", "lda: Si -106"):
+        assert text in shown, text
+
+    for fidelity, message in (
+        ("lda", "no reference energy of C at lda"),
+        ("scan", "'scan' is none of the potential's"),
+    ):
+        refused = invoke("bake", str(joint.pk), fidelity)
+        assert refused.exit_code == 1
+        assert message in refused.output
+    assert newest().pk == joint.pk
+
+    done = invoke("bake", str(joint.pk), "hse", "--code", evaluate_code.full_label)
+    assert done.exit_code == 0, done.output
+    baked = newest()
+    assert (baked.label, baked.fidelities, baked.joint) == ("three hse", ["hse"], False)
+    assert f"potential {baked.pk} <{baked.uuid}>: hse, Si, C" in done.output
+    shown = invoke("show", str(baked.pk)).output
+    assert "BakeCalculation" in shown
+    assert "joint" not in shown
+
+
 def test_show_prints_errors_per_part(toy_package: Path) -> None:
     part = {
         "n_frames": 7,

@@ -126,6 +126,8 @@ def test_check_species(toy_package: Path) -> None:
         ({"cutoff_ang": 5.0}, "was made with 4"),
         ({"engine": "lammps"}, "unknown engine 'lammps'; known are nequip, allegro"),
         ({"fidelities": ["pbe"], "reference_energies": {"hse": {"Si": 1.0}}}, "reference_energies of"),
+        ({"fidelities": ["pbe"], "joint": True}, "joint potential has two fidelities or more"),
+        ({"fidelities": ["lda", "pbe", "lda"], "joint": True}, "two fidelities or more, each once"),
         ({"fidelities": ["pbe"], "energy_shifts": {"hse": {"Si": 1.0}}}, "energy_shifts of"),
     ],
 )
@@ -134,6 +136,18 @@ def test_contradictions_are_refused_and_nothing_is_stored(toy_package: Path, pro
     with pytest.raises(InvalidInputError, match=message):
         PotentialData.from_package(toy_package, **properties)
     assert orm.QueryBuilder().append(PotentialData).count() == before
+
+
+def test_a_joint_potential_stays_one_and_does_not_run(toy_package: Path) -> None:
+    joint = PotentialData.import_package(toy_package, fidelities=["lda", "pbe"], joint=True).store()
+    judged = orm.load_node(joint.pk).judged(metrics={"test": 1.0})
+    assert (judged.joint, judged.fidelities) == (True, ["lda", "pbe"])
+    with pytest.raises(InvalidInputError, match=r"a joint one of lda, pbe, .* with aiida_mlip\.bake"):
+        judged.check_runs()
+    old = PotentialData.import_package(toy_package)
+    old.base.attributes.delete("joint")  # as nodes made by earlier versions are
+    assert not old.joint
+    old.check_runs()
 
 
 def test_truncated_package_names_the_file(toy_package: Path, tmp_path: Path) -> None:

@@ -16,9 +16,12 @@ from ase.build import bulk
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
 from aiida_mlip.io.bake import BAKED, BakeRequest
+from aiida_mlip.io.explore import ExploreRequest, ExploreSpec
 from aiida_mlip.io.model_package import read_package, sha256_of
+from aiida_mlip.io.shards import read_shard, write_shard
 from aiida_mlip.kernel.frames import Frames, from_ase
 from aiida_mlip.workers.bake import NotExactError, bake, fold
+from aiida_mlip.workers.explore import main as explore
 from aiida_mlip.workers.inference import energy_shifts, predict
 from aiida_mlip.workers.model_loading import load_model
 
@@ -131,6 +134,46 @@ def test_nequip_packages_and_loads_it(packages: list[Path]) -> None:
             list(SHIFTS[2].values()),
         )
     assert "dataset" not in data_dict_from_package(str(packages[2]))
+
+
+def test_ase_runs_it(joint_toy_package: Path, packages: list[Path]) -> None:
+    from nequip.integrations.ase import NequIPCalculator
+
+    atoms = bulk("SiC", "zincblende", a=4.4, cubic=True)
+    atoms.rattle(0.1, seed=1)
+    told = predict(load_model(joint_toy_package, device="cpu"), from_ase([atoms]), fidelity=np.array([0]))
+    atoms.calc = NequIPCalculator._from_saved_model(str(packages[0]), chemical_species_to_atom_type_map=True)
+    shift = 4 * (SHIFTS[0]["Si"] - JOINT["Si"] + SHIFTS[0]["C"] - JOINT["C"])
+    assert atoms.get_potential_energy() == pytest.approx(told.energy[0] + shift, abs=8e-6)
+    np.testing.assert_allclose(atoms.get_forces(), told.forces, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["lammps", "md"])
+def test_dynamics_of_the_explore_program(
+    joint_toy_package: Path, packages: list[Path], tmp_path: Path, kind: str
+) -> None:
+    """LAMMPS and ASE move atoms as the joint model tells them to at that level."""
+    shutil.copy(packages[2], tmp_path / "model.nequip.zip")
+    atoms = bulk("SiC", "zincblende", a=4.4, cubic=True)
+    atoms.rattle(0.03, seed=2)
+    (tmp_path / "structures.npz").write_bytes(write_shard(from_ase([atoms])))
+    run = {"n_steps": 6, "temperature_k": 300}
+    how = {
+        "lammps": {"timestep_fs": 0.5, "integrate": "nve", **run},
+        "md": {"timestep_fs": 0.5, "schedule": [{"ensemble": "nve", **run}]},
+    }
+    spec = {"kind": kind, kind: how[kind], "fidelity": "hse", "device": "cpu", "mode": "eager", "record_every": 2}
+    request = ExploreRequest(spec=ExploreSpec.model_validate(spec), species=("Si", "C"), fidelities=("hse",))
+    (tmp_path / "input.json").write_text(request.model_dump_json())
+    assert explore([str(tmp_path)]) == 0
+    with (tmp_path / "trajectory.npz").open("rb") as stream:
+        moved = read_shard(stream, source="trajectory")
+    assert len(moved) >= 3
+    energies = np.load(tmp_path / "series.npz")["potential_energy_ev"]
+    told = predict(load_model(joint_toy_package, device="cpu"), moved, fidelity=np.full(len(moved), 2))
+    shift = 4 * sum(SHIFTS[2][name] - JOINT[name] for name in JOINT)
+    np.testing.assert_allclose(energies[-len(moved) :], told.energy + shift, rtol=0, atol=1e-4)
+    assert np.ptp(moved.positions.reshape(len(moved), -1), axis=0).max() > 1e-3
 
 
 def test_it_cannot_be_baked_again(packages: list[Path], tmp_path: Path) -> None:
