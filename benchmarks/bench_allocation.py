@@ -215,7 +215,7 @@ def report(table: dict[str, dict[int, list[dict[str, float]]]], start: int) -> N
             each = [equivalent(counts, curve[:, seed], error) for seed, error in enumerate(own)]
             mean = equivalent(counts, curve.mean(axis=1), float(np.mean(own)))
             words = " / ".join(text(counts, value) for value in each)
-            print(f"| {count} | {arm} | {words} | {text(counts, mean)} | {count / mean:.2f} |")
+            print(f"| {count} | {arm} | {words} | {text(counts, mean)} | {ratio(counts, count, mean)} |")
 
 
 def equivalent(counts: np.ndarray, curve: np.ndarray, error: float) -> float:
@@ -228,6 +228,10 @@ def equivalent(counts: np.ndarray, curve: np.ndarray, error: float) -> float:
 
 def text(counts: np.ndarray, value: float) -> str:
     return f"> {counts[-1]}" if np.isinf(value) else f"{value:.0f}"
+
+
+def ratio(counts: np.ndarray, count: int, value: float) -> str:
+    return f"< {count / counts[-1]:.2f}" if np.isinf(value) else f"{count / value:.2f}"
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from allocation_models import LinearModels
-from bench_allocation import KINDS, POOL, Data, equivalent, kinds_of, make_data, text
+from bench_allocation import KINDS, POOL, Data, equivalent, kinds_of, make_data, ratio, text
 
 from aiida_mlip.kernel.allocation import AllocateSettings, allocate, difference_deviation
 
@@ -89,8 +89,8 @@ def report(results: list[dict[str, dict[int, dict[str, float]]]]) -> None:
             each = [equivalent(counts, curve, error) for curve, error in zip(curves, own, strict=True)]
             mean = equivalent(counts, curves.mean(axis=0), float(own.mean()))
             numbers = " / ".join(text(counts, value) for value in each)
-            ratios = " / ".join(f"{count / value:.2f}" for value in each)
-            print(f"| {count} | {arm} | {numbers} | {ratios} | {text(counts, mean)} | {count / mean:.2f} |")
+            ratios = " / ".join(ratio(counts, count, value) for value in each)
+            print(f"| {count} | {arm} | {numbers} | {ratios} | {text(counts, mean)} | {ratio(counts, count, mean)} |")
 
 
 def main() -> None:
