@@ -20,6 +20,7 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.provenance import audit
 from aiida_mlip.errors import InvalidInputError, ProtocolError
 from aiida_mlip.kernel.frames import concatenate, digest, id_hex, id_keys
+from aiida_mlip.kernel.labelling import isolated_atoms
 from aiida_mlip.protocols.train_fidelities import METHODS
 from aiida_mlip.workchains.train_fidelities import TrainFidelitiesWorkChain
 
@@ -72,6 +73,8 @@ def child(node, label):
     return node.base.links.get_outgoing().get_node_by_label(label)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_all_methods_side_by_side(builder):
     """Every method learns from the same rest and is measured on the same held-out rows; nothing is an orphan."""
     frames = two_levels(9, 6)
@@ -185,16 +188,17 @@ def test_given_test_rows_and_a_committee(builder):
 
 
 def test_a_baseline_that_fails_does_not_fail_the_result(builder):
-    """A second training that cannot be planned: the first method's potentials and the table without it."""
-    inputs = builder(two_levels(4, 5), ["high_only", "fine_tune"])
-    inputs.fine_tune = orm.Dict({"reference": "isolated"})
-    outputs, node = run_get_node(inputs)
+    """A joint training that lacks an isolated atom: the first method's potentials, and the table without it."""
+    alone = isolated_atoms([29]).with_columns(energy=np.zeros(1), fidelity=np.zeros(1, dtype="<i2"), fidelities=(HIGH,))
+    frames = concatenate([two_levels(4, 5), alone])
+    outputs, node = run_get_node(builder(frames, ["high_only", "embedding"], reference="isolated"))
     assert node.exit_status == CODES.ERROR_BASELINES_FAILED.status, node.exit_message
-    assert "fine_tune: TrainWorkChain" in node.exit_message
+    assert "embedding: TrainWorkChain" in node.exit_message
     assert "isolated atom of Cu" in node.exit_message
-    assert outputs["table"]["missing"] == ["fine_tune"]
+    assert outputs["table"]["missing"] == ["embedding"]
     assert set(outputs["table"]["methods"]) == {"high_only"}
     assert set(outputs["potentials"]) == {"member_0"}
+    assert outputs["potentials"]["member_0"].reference_energies == {HIGH: {"Cu": 0.0}}
 
 
 def test_the_first_method_fails(builder, localhost):
