@@ -285,16 +285,18 @@ class FrameIndex:
     def held_from(self, uuids: Iterable[str]) -> Held:
         """Datasets that hold rows whose label, failure or geometry these processes made, of which there may be many."""
         joined = bytes.fromhex("".join(uuids).replace("-", ""))
-        queries = (_MADE_BY.format(column=column) for column in ("label", "geometry"))
         values = {"uuids": joined, "n": len(joined) // _UUID_BYTES, "size": _UUID_BYTES}
-        return self._held([row for query in queries for row in self._database.execute(query, values)])
+        rows: list[tuple[Any, ...]] = []
+        for column in ("label", "geometry"):
+            rows += self._database.execute(_MADE_BY.format(column=column), values)
+        return self._held(rows)
 
     def _held(self, rows: list[tuple[Any, ...]]) -> Held:
         """Where rows (shard, row, and three more that name the label) are held."""
-        places = np.array([row[:2] for row in rows], dtype=np.int64).reshape(-1, 2)
-        places = np.unique(places, axis=0) if len(places) else places
-        shards, starts = np.unique(places[:, 0], return_index=True)
-        by_shard = dict(zip(shards.tolist(), np.split(places[:, 1], starts[1:]), strict=False))
+        # shard and row in one number: they are sorted and made unique many times faster than pairs
+        keys = np.unique(np.fromiter((row[0] << 32 | row[1] for row in rows), dtype=np.int64, count=len(rows)))
+        shards, starts = np.unique(keys >> 32, return_index=True)
+        by_shard = dict(zip(shards.tolist(), np.split(keys & 0xFFFFFFFF, starts[1:]), strict=False))
         found: dict[int, list[np.ndarray]] = {}
         for part in _chunks(list(by_shard)):
             marks = ", ".join("?" * len(part))
