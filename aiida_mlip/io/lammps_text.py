@@ -172,9 +172,11 @@ def read_count(reader: LineReader, text: str) -> int:
     try:
         count = int(text)
     except ValueError:
-        count = -1
-    if not 1 <= count <= _MOST:
+        count = _MOST + 1
+    if count > _MOST:
         raise reader.error(f"expected a number of atoms, got {text.strip()[:60]!r}")
+    if count < 1:
+        raise reader.error(f"expected at least one atom, got {text.strip()[:60]!r}")
     return count
 
 

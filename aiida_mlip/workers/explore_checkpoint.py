@@ -83,7 +83,7 @@ def read_checkpoint(path: Path) -> tuple[ExploreReport, dict[int, Trusted]]:
         return report, {k: _trusted(arrays, f"run{k}.") for k in range(len(report.runs)) if f"run{k}.step" in arrays}
     except (ValueError, KeyError, TypeError) as error:
         why = f"{type(error).__name__}: {brief(error)}"
-        raise InvalidInputError(f"{path.name}: not a checkpoint of this program ({why})") from error
+        raise InvalidInputError(f"checkpoint: not one of this program ({path.name}, {why})") from error
 
 
 def _trusted(arrays: Mapping[str, np.ndarray], prefix: str) -> Trusted:
