@@ -3,6 +3,7 @@
 #
 #   make demo     the main job on silicon: DFT labels, a trained potential, its errors; a second run labels nothing
 #   make test     the test suite, real pw.x, nequip-train and daemon included
+#   make test-fuzz  a hundred thousand damaged files through every reader and parser (ten minutes)
 #   make check    lint, format, types, layers, dependencies, spelling: what CI runs
 #   make docs     the documentation as HTML in docs/_build, a warning is an error
 #   make env      only the environment
@@ -22,7 +23,7 @@ export PYTHON VENV
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test check docs env env-demo bench clean system
+.PHONY: demo test test-fuzz check docs env env-demo bench clean system
 
 demo: env-demo
 	@mkdir -p $(DEMO)/aiida/.aiida
@@ -39,6 +40,9 @@ check: $(VENV)/.complete
 	for tool in "ruff check" "ruff format --check" mypy lint-imports "deptry ." codespell; do \
 	    echo "== $$tool"; $$tool || status=1; \
 	done; exit $$status
+
+test-fuzz: env
+	python benchmarks/fuzz.py
 
 # The reference is written from the code, by docs/reference_pages.py.
 docs: $(VENV)/.complete
