@@ -10,6 +10,7 @@ from aiida.plugins import CalculationFactory
 
 from aiida_mlip.data.outcomes import UNCONVERGED, Outcome, judged
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import brief
 from aiida_mlip.io.pw_bundle import FrameFiles
 from aiida_mlip.io.pw_xml import ScfOutput, read_scf_xml
 from aiida_mlip.kernel.failures import classify, summary_line
@@ -34,6 +35,8 @@ HANDLED: Final[frozenset[str]] = frozenset(
 _OF_THE_BUNDLE: Final[frozenset[Failure]] = frozenset({Failure.OUT_OF_MEMORY, Failure.WALLTIME, Failure.PARSE})
 #: Exit status of a shell from which on a program was ended by a signal.
 _SIGNALLED: Final[int] = 129
+#: No run takes longer (s), whatever its files say.
+_LONGEST: Final[float] = 1e9
 
 
 def frame_outcome(
@@ -49,10 +52,11 @@ def frame_outcome(
     scf, damage = _scf(files)
     problems, unreadable = _problems(files, parameters)
     wall = files.seconds if scf is None or not np.isfinite(scf.wall_seconds) else scf.wall_seconds
-    cost = float(max(wall, 0.0)) * cores if np.isfinite(wall) else 0.0  # it was come to: not NaN
+    cost = float(np.clip(wall, 0.0, _LONGEST)) * cores if np.isfinite(wall) else 0.0  # it was come to: not NaN
     if problems or unreadable or scf is None:
         failure, message = _failure(files, problems, unreadable or damage)
-        return Outcome(failure=failure, message=message, cost=cost), _may_be_cured(files, failure, problems, spec)
+        curable = _may_be_cured(files, failure, problems, spec)
+        return Outcome(failure=failure, message=brief(message), cost=cost), curable
     if not scf.converged:
         return Outcome(failure=Failure.SCF_NOT_CONVERGED, message=UNCONVERGED, cost=cost), spec.max_iterations > 1
     if parameters["SYSTEM"].get("occupations") != "fixed" and scf.has_too_few_bands:
@@ -65,7 +69,7 @@ def frame_outcome(
 
 def unreadable_outcome(reason: str) -> Outcome:
     """Outcome of a frame whose archive cannot be read."""
-    return Outcome(failure=Failure.PARSE, message=reason, cost=0.0)
+    return Outcome(failure=Failure.PARSE, message=brief(reason), cost=0.0)
 
 
 def _scf(files: FrameFiles) -> tuple[ScfOutput | None, str]:

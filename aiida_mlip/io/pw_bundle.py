@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import clipped_lines, plain_text
 
 INPUTS_FILE: Final[str] = "inputs.tar.gz"
 SCRIPT_FILE: Final[str] = "bundle.sh"
@@ -130,7 +131,11 @@ def read_frame(content: bytes, *, source: str = "archive") -> FrameFiles:
     :raises FileFormatError: it cannot be read to the end, or is larger than :data:`MAX_FRAME_BYTES`.
     """
     found = _members(content, (PW_OUTPUT, PW_ERROR, CRASH, TIMES, *XML_NAMES), source=source)
-    text = {name: data.decode(errors="replace") for name, data in found.items() if name not in XML_NAMES}
+    text = {
+        name: plain_text(clipped_lines(data.decode(errors="replace")))
+        for name, data in found.items()
+        if name not in XML_NAMES
+    }
     seconds, status = _times(text.get(TIMES, ""))
     return FrameFiles(
         output=text.get(PW_OUTPUT, ""),

@@ -60,18 +60,24 @@ def read_scf_xml(content: bytes, *, source: str = "data-file-schema.xml") -> Scf
         if output is None:
             raise ValueError("there is no output in it; the run ended before it wrote any")
         energy = _number(output.findtext("total_energy/etot"))
-        forces, stress = (_array(output.find(name)) for name in ("forces", "stress"))
-        return ScfOutput(
-            converged=(output.findtext("convergence_info/scf_conv/convergence_achieved") or "true").strip() == "true",
-            energy=energy * 2 * RYDBERG,
-            forces=None if forces is None else forces * (2 * RYDBERG) / BOHR,
-            # pw.x writes what the material exerts: compression positive
-            stress=None if stress is None else -(stress * _AU_GPA).reshape(3, 3) * GPA,
-            wall_seconds=_number(root.findtext("timing_info/total/wall")),
-            occupations=_occupations(output.find("band_structure")),
-        )
+        with np.errstate(over="ignore"):  # what is no number in the end is no label
+            return _converted(root, output, energy)
     except (ElementTree.ParseError, ValueError) as error:
         raise FileFormatError(f"{source}: {error}") from error
+
+
+def _converted(root: ElementTree.Element, output: ElementTree.Element, energy: float) -> ScfOutput:
+    """In the units of this package."""
+    forces, stress = (_array(output.find(name)) for name in ("forces", "stress"))
+    return ScfOutput(
+        converged=(output.findtext("convergence_info/scf_conv/convergence_achieved") or "true").strip() == "true",
+        energy=energy * 2 * RYDBERG,
+        forces=None if forces is None else forces * (2 * RYDBERG) / BOHR,
+        # pw.x writes what the material exerts: compression positive
+        stress=None if stress is None else -(stress * _AU_GPA).reshape(3, 3) * GPA,
+        wall_seconds=_number(root.findtext("timing_info/total/wall")),
+        occupations=_occupations(output.find("band_structure")),
+    )
 
 
 def _number(text: str | None) -> float:

@@ -16,6 +16,7 @@ from aiida_mlip.data.outcomes import Outcome, with_outcomes
 from aiida_mlip.data.pw_outcomes import frame_outcome, unreadable_outcome
 from aiida_mlip.data.pw_slots import slots_of
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import brief
 from aiida_mlip.io.pw_bundle import BEGUN_FILE, RESULTS_FILE, begun_frames, index_of, read_frame, split_results
 from aiida_mlip.kernel.failures import classify, summary_line
 from aiida_mlip.kernel.frames import Frames
@@ -33,7 +34,7 @@ class PwBundleParser(Parser):
         outcomes: list[Outcome] = []
         again: list[int] = []
         texts = job_texts(self.node)
-        why = Outcome(failure=classify(self.node.exit_status, *texts), message=problem or summary_line(*texts))
+        why = Outcome(failure=classify(self.node.exit_status, *texts), message=brief(problem or summary_line(*texts)))
         labelled = _Labelled(content, asked, slots_of(self.node, len(asked)).cores)
         for index in range(len(asked)):
             outcome, curable = labelled.outcome(index, archives[index]) if index in archives else (why, False)
@@ -77,7 +78,7 @@ class PwBundleParser(Parser):
 
     def _exit_code(self, done: int, asked: int, problem: str) -> ExitCode | None:
         if problem and done < asked:
-            return self.exit_codes.ERROR_OUTPUT_TRUNCATED.format(reason=problem)
+            return self.exit_codes.ERROR_OUTPUT_TRUNCATED.format(reason=brief(problem))
         if done == asked:
             return None
         if self.node.exit_status is not None:

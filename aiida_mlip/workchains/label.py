@@ -460,7 +460,8 @@ class LabelWorkChain(EarlyResumeWorkChain):
         Frames of a bundle that got nowhere even so are tried one by one.
         """
         entry = self.ctx.batches[batch]
-        if entry["job"] is None or node.exit_status not in _INTERRUPTED or "report" not in node.outputs:
+        interrupted = node.exit_status in _INTERRUPTED or (entry["job"] == BUNDLE and node.is_failed)
+        if entry["job"] is None or not interrupted or "report" not in node.outputs:
             return 0
         rest, made = rest_of_batch.run_get_node(
             orm.load_node(entry["uuid"]),
