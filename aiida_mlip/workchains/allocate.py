@@ -54,7 +54,7 @@ class AllocateWorkChain(SubmitOnceWorkChain):
             "measured",
             valid_type=DatasetData,
             required=False,
-            help="Further labels: their measured costs say what others will cost.",
+            help="Further labels: what has the dear one is not chosen again; measured costs say what others will cost.",
         )
         spec.input("codes.evaluate", valid_type=orm.AbstractCode, required=False, help="aiida-mlip-evaluate.")
         spec.input(

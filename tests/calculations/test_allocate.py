@@ -105,6 +105,18 @@ def test_a_forecast_needs_measured_costs_and_says_where_there_are_none():
     assert allocate_labels(two_levels(), orm.Dict(stated))["report"]["core_hours"] == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize("method", ["difference", "diversity", "random"])
+def test_what_is_labelled_elsewhere_is_not_chosen_again(method):
+    frames = copper(12)
+    elsewhere = DatasetData.from_frames(at(frames.take(range(3, 11)), "hse", 60.0), settings=HASHES)
+    settings = orm.Dict({**SETTINGS, "method": method})
+    given = predictions(frames, tuple(range(12)))
+    outputs = allocate_labels(two_levels(), settings, measured=elsewhere, **given)
+    assert outputs["frames"].frame_ids() == [frames.ids()[11]]
+    assert outputs["report"]["left_out"]["labelled"] == 3
+    assert outputs["report"]["left_out"]["duplicate"] == 8
+
+
 def test_one_member_is_no_committee_and_random_frames_are_a_matter_of_the_seed():
     dataset, frames = two_levels(), copper(12)
     outputs = allocate_labels(dataset, orm.Dict(SETTINGS), **predictions(frames, (5,), members=1))

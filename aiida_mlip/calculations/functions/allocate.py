@@ -19,7 +19,7 @@ from aiida_mlip.kernel.allocation import (
     difference_deviation,
     find_candidates,
 )
-from aiida_mlip.kernel.frames import Frames, id_hex, id_keys
+from aiida_mlip.kernel.frames import NONE, Frames, concatenate, id_hex, id_keys
 from aiida_mlip.kernel.selection.costs import CostModel, measured_cost
 from aiida_mlip.protocols.allocate import AllocateSpec, allocate_spec
 
@@ -64,7 +64,8 @@ def allocate_labels(
 
     :param dataset: frames with labels at the cheap level of theory, some of them with the dear one too.
     :param settings: see :mod:`aiida_mlip.protocols.allocate`.
-    :param measured: further labels, whose measured costs say what others will cost.
+    :param measured: further labels: frames with the dear one are not chosen again, nor what is like them, and measured
+        costs say what others will cost.
     :param predictions: ``target_<member>`` and ``cheap_<member>`` for each member of a committee of joint models:
         ``parity`` of an :class:`~aiida_mlip.calculations.evaluate.EvaluateCalculation` of the member baked at the one
         and at the other level of theory, on frames among which the candidates are. With fewer than two members
@@ -78,7 +79,7 @@ def allocate_labels(
         found = find_candidates(frames, target=spec.target, cheap=spec.cheap)
         rows, deviation = _predicted(frames, found.rows, _members(predictions))
         candidates = frames.take(rows)
-        dear = frames.take(_labelled_at(frames, spec.target))
+        dear = _dear(frames, measured, spec.target)
         allocation = allocate(candidates, spec.settings(costs[spec.target].model), dear=dear, deviation=deviation)
     except (MlipError, FileFormatError) as error:
         return ExitCode(313, f"dear labels cannot be allotted: {error}")
@@ -162,11 +163,13 @@ def _read(dataset: DatasetData, settings: orm.Dict) -> tuple[AllocateSpec, Frame
     return allocate_spec(settings.get_dict()), dataset.frames()
 
 
-def _labelled_at(frames: Frames, name: str) -> np.ndarray:
-    """(n,) rows labelled at a fidelity."""
-    if name not in frames.fidelities:
-        return np.zeros(len(frames), dtype=bool)
-    return np.asarray((frames.fidelity == frames.fidelities.index(name)) & frames.labelled)
+def _dear(frames: Frames, measured: DatasetData | None, target: str) -> Frames:
+    """All rows with the dear label."""
+    here = frames.fidelity == (frames.fidelities.index(target) if target in frames.fidelities else NONE - 1)
+    parts = [frames.take(here & frames.labelled)]
+    if measured is not None and target in measured.fidelities:
+        parts.append(measured.filter(fidelity=target, labelled=True))
+    return concatenate(parts)
 
 
 def _members(predictions: Mapping[str, orm.Data]) -> list[tuple[orm.ArrayData, orm.ArrayData]]:
