@@ -247,7 +247,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_submitted(builder
         with pytest.raises(ValueError, match=message):
             run_get_node(builder(data, methods, **change))
     for methods, change, message in (
-        (["embeding"], {}, "did you mean 'embedding'"),
+        (["embedding_"], {}, "did you mean 'embedding'"),
         (["delta", "delta"], {}, "at most once"),
         ([], {}, "none given"),
         (["delta"], {"multi_fidelity": None}, "multi_fidelity: missing"),
