@@ -13,6 +13,9 @@
 
 from __future__ import annotations
 
+#: Longest reason of an error of a frame (characters).
+_LONGEST = 2000
+
 
 class MlipError(Exception):
     """Root of all errors of this package."""
@@ -35,9 +38,10 @@ class FrameError(InvalidInputError):
 
     def __init__(self, index: int, reason: str, *, source: str = "dataset") -> None:
         self.index = index
-        self.reason = reason
+        # what a file says may be long
+        self.reason = reason if len(reason) <= _LONGEST else f"{reason[: _LONGEST - 1]}…"
         self.source = source
-        super().__init__(f"{source}, frame {index}: {reason}")
+        super().__init__(f"{source}, frame {index}: {self.reason}")
 
 
 class SpeciesError(InvalidInputError):

@@ -157,7 +157,7 @@ def read_data_file(reader: LineReader, *, style: str | None = None) -> RawAtoms:
     if atoms is None:
         raise reader.error("the file has no section 'Atoms'")
     low_high = [_head(reader, head, f"{axis}lo {axis}hi", 2) for axis in "xyz"]
-    xy, xz, yz = head.get("xy xz yz", [0.0, 0.0, 0.0])
+    xy, xz, yz = _head(reader, head, "xy xz yz", 3) if "xy xz yz" in head else (0.0, 0.0, 0.0)
     (xlo, xhi), (ylo, yhi), (zlo, zhi) = low_high
     cell = np.array([[xhi - xlo, 0, 0], [xy, yhi - ylo, 0], [xz, yz, zhi - zlo]])
     ids, types, positions = atoms

@@ -234,7 +234,8 @@ def _complete(raw: RawAtoms, reader: LineReader, species: Sequence[str] | None) 
         names.update(enumerate(species or (), start=1))
         kinds = np.unique(inverse)
         if missing := [int(kind) for kind in kinds if int(kind) not in names]:
-            raise InvalidInputError(f"{reader.source}: give the species of the atom types {missing}")
+            more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
+            raise InvalidInputError(f"{reader.source}: give the species of the atom types {missing[:20]}{more}")
     table = np.zeros(max(names) + 1 if names else 1, dtype=np.uint8)
     for kind, symbol in names.items():
         if kind >= 0 and not atomic_numbers.get(symbol):

@@ -9,6 +9,7 @@ from typing import IO, Final
 import numpy as np
 
 from aiida_mlip.errors import FileFormatError
+from aiida_mlip.io.documents import brief
 
 #: Lines that are held as text at once.
 _BLOCK: Final[int] = 50_000
@@ -33,7 +34,7 @@ class LineReader:
     def error(self, reason: str, *, line: int | None = None) -> FileFormatError:
         """Error that names the file, the frame and the line (the latest, if not told)."""
         where = self.line if line is None else line
-        return FileFormatError(f"{self.source}, frame {self.frame}, line {where}: {reason}")
+        return FileFormatError(f"{self.source}, frame {self.frame}, line {where}: {brief(reason, 2000)}")
 
     def next(self) -> str | None:
         """Next line without its end; None at the end of the file."""

@@ -131,7 +131,14 @@ def _number(pattern: re.Pattern[str], part: str) -> float:
 
 def _seconds(text: str) -> float:
     if match := _WALL.search(text):
-        days, hours, minutes, seconds = (float(x) if x else 0.0 for x in match.groups())
+        days, hours, minutes, seconds = (_plain(x) if x else 0.0 for x in match.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
     times = _CPU.findall(text)
-    return float(times[-1]) if times else float("nan")
+    return _plain(times[-1]) if times else float("nan")
+
+
+def _plain(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")

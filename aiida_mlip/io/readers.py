@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 GROUPS: Final[tuple[str, ...]] = ("frame", "file")
 _EXTXYZ: Final[tuple[str, ...]] = (".xyz", ".extxyz")
 _HEAD_BYTES: Final[int] = 4096
+#: Volume (Å³) below which a cell has none.
+_FLAT: Final[float] = 1e-6
 #: Largest output of pw.x that is read (bytes).
 MAX_TEXT: Final[int] = 2 * 1024**3
 _SCF_END: Final[re.Pattern[str]] = re.compile(r"convergence (has been achieved|NOT achieved)")
@@ -165,6 +167,8 @@ def _from_images(images: list[Atoms], path: Path, *, fidelity: str | None, group
     stress = frames.stress.copy()
     for row in _stressed(frames):
         # the stress of a cell with vacuum is a property of the box, not of the material
+        if frames.pbc[row].all() and abs(np.linalg.det(frames.cell[row])) < _FLAT:
+            raise FileFormatError(f"{path}, frame {row}: a stress, and a periodic cell without a volume")
         if not frames.pbc[row].all() or has_vacuum(frames.positions[frames.atom_slice(row)], frames.cell[row]):
             stress[row] = np.nan
     frames = frames.with_columns(stress=stress)

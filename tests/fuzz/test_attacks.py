@@ -238,3 +238,37 @@ def test_the_progress_display_survives_what_a_job_writes(tmp_path: Path, config:
     (tmp_path / "metrics.csv").write_bytes(metrics)
     assert _max_epochs(tmp_path) == (7 if b"7" in config else 0)
     assert _last_epoch(tmp_path / "metrics.csv") == (2 if b"0,1" in metrics else 0)
+
+
+# -- found by benchmarks/fuzz.py ---------------------------------------------------------------------------------------
+
+
+def test_a_message_does_not_repeat_the_file() -> None:
+    comment = "Properties=species:S:1:pos:R:3 " + " ".join(f"energy{i}=1" for i in range(20_000))
+    with pytest.raises(FrameError) as caught:
+        read_extxyz(io.StringIO(f"1\n{comment}\nCu 0 0 0\n"), fidelity="x")
+    assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("tilt", ["1 2", "1 2 3 4", ""])
+def test_tilts_of_another_number(tmp_path: Path, tilt: str) -> None:
+    text = f"x\n1 atoms\n0 5 xlo xhi\n0 5 ylo yhi\n0 5 zlo zhi\n{tilt} xy xz yz\n\nAtoms # atomic\n\n1 1 0 0 0\n"
+    (tmp_path / "x.lmp").write_text(text)
+    with pytest.raises(FileFormatError, match=r"x\.lmp"):
+        read_large_frame(tmp_path / "x.lmp", species=("Cu",))
+
+
+def test_times_of_pw_that_are_no_numbers() -> None:
+    from aiida_mlip.io.pw_md import read_md_output
+
+    text = "Program PWSCF\n     PWSCF        :      1.00s CPU      1.5.5s WALL\n"
+    assert np.isnan(read_md_output(text, np.zeros((1, 3))).seconds)
+
+
+def test_a_stress_without_a_volume(tmp_path: Path) -> None:
+    from fuzz_readers import pw_outputs
+
+    flat = pw_outputs()[2].replace(b"a(3) = (   0.000000   0.000000   1.000000 )", b"a(3) = (   0.0   0.0   0.0 )")
+    (tmp_path / "pw.out").write_bytes(flat)
+    with pytest.raises(FileFormatError, match="without a volume"):
+        read_path(tmp_path / "pw.out", fidelity="pbe")
