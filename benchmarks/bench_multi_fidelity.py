@@ -34,6 +34,8 @@ from emt_pair import CHEAP, DEAR, Labels, copper_labels, hot_copper, labelled
 
 #: With all frames at the dear level, where these are known.
 METHODS = ("embedding", "high_only", "pooled", "full")
+#: Of the optimizer, of stage emt and of the test.
+STEPS = 600
 ROOT_MPI = "export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
 
 
@@ -136,7 +138,7 @@ def emt(seeds: Sequence[int]) -> None:
     def job(method: str, seed: int) -> Any:
         from fidelity_trainings import Job
 
-        return Job(method, data, steps=300, batch_size=12, seed=seed)
+        return Job(method, data, steps=STEPS, batch_size=12, seed=seed)
 
     def measure(_method: str, _seed: int, learned: Any) -> dict[str, float]:
         return {"force RMSE eV/Å": learned.force_rmse(test), "energy RMSE eV/atom": learned.energy_rmse(test)}
@@ -155,7 +157,9 @@ def mixing(seeds: Sequence[int]) -> None:
     def job(method: str, seed: int) -> Any:
         from fidelity_trainings import Job
 
-        return Job(method, data, steps=2500, batch_size=10, seed=seed, changes={"optimizer": {"learning_rate": 0.02}})
+        held_out = 20 if method == "full" else 2
+        changes = {"optimizer": {"learning_rate": 0.02}}
+        return Job(method, data, steps=2500, batch_size=10, seed=seed, validation=held_out, changes=changes)
 
     def measure(method: str, seed: int, learned: Any) -> dict[str, float]:
         curve = copper_platinum.mixing_energies(learned.predict(copper_platinum.as_frames(cells)).energy)
@@ -186,7 +190,7 @@ def qe(folder: Path, seeds: Sequence[int], steps: int) -> None:
     def job(method: str, seed: int) -> Any:
         from fidelity_trainings import Job
 
-        return Job(method, data, steps=steps, batch_size=5, seed=seed, changes=changes)
+        return Job(method, data, steps=steps, batch_size=5, seed=seed, validation=1, changes=changes)
 
     def measure(_method: str, _seed: int, learned: Any) -> dict[str, float]:
         test = silicon_pair.load(folder, "dear_test")

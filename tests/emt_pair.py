@@ -77,8 +77,11 @@ def hot_copper(n: int, *, seed: int) -> list[Atoms]:
     return images
 
 
-def copper_labels(n_cheap: int = 200, n_dear: int = 20) -> Labels:
-    """Labels of hot copper by both teachers, the first cells also by the dear one."""
+def copper_labels(n_cheap: int = 204, n_dear: int = 24) -> Labels:
+    """Labels of hot copper by both teachers, the first cells also by the dear one.
+
+    Four of the dear ones are for validation, which leaves 200 cheap and 20 dear ones to train on.
+    """
     images = hot_copper(n_cheap, seed=1)
     dear = labelled(images, DEAR)
     return Labels(labelled(images, CHEAP), dear.take(range(n_dear)), dear)

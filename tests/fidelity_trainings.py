@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"cutoff_ang": 4.5, "l_max": 1, "num_features": 16, "num_bessels": 6, "radial_mlp_width": 16},
     "optimizer": {"learning_rate": 0.03, "schedule": "cosine", "final_fraction": 0.02},
     "ema_decay": 0.95,
-    "split": {"test": 0.0, "val": 0.1, "group_by": "frame"},
+    "split": {"test": 0.0, "group_by": "frame"},
 }
 
 
@@ -65,6 +65,7 @@ class Job:
 
     :param steps: of the optimizer, about.
     :param batch_size: fewer where there are few frames: three batches to an epoch at least.
+    :param validation: dear labels that are validated on, of those there are.
     :param changes: of :data:`SETTINGS`.
     """
 
@@ -73,6 +74,7 @@ class Job:
     steps: int
     batch_size: int
     seed: int = 1
+    validation: int = 4
     changes: Mapping[str, Any] = field(default_factory=dict)
 
     def frames(self) -> Frames:
@@ -84,7 +86,8 @@ class Job:
     def settings(self) -> dict[str, Any]:
         """Settings of the training."""
         result = deep_merge(SETTINGS, {**self.changes, "seed": self.seed})
-        n = n_dear = round((1.0 - result["split"]["val"]) * self.frames_at_target())
+        result["split"]["val"] = self.validation / self.frames_at_target()
+        n = n_dear = self.frames_at_target() - self.validation
         if self.method in JOINT:
             levels = [self.labels.cheap.fidelities[0], self.labels.dear.fidelities[0]]
             result["multi_fidelity"] = {"fidelities": levels, "method": self.method}
