@@ -304,6 +304,8 @@ def _validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
     if "potential" in inputs:
         if "fragment" not in (inputs.get("codes") or {}):
             return "codes.fragment: missing, the potential relaxes the buffers with it"
+        if inputs["potential"].joint:
+            return "potential: a joint one runs nowhere by itself; make an ordinary one of it with aiida_mlip.bake"
         if not inputs["potential"].has_grades:
             return "potential: it has no grades, by which fragments are judged"
     if "settings" in inputs and _validate_settings(inputs["settings"], None) is None:
