@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError
+from aiida_mlip.io.documents import brief
 from aiida_mlip.io.metadynamics import CollectiveVariable, Hills
 
 #: Name of the metadynamics bias in the input we write.
@@ -88,7 +89,7 @@ def read_pmf(text: str, *, source: str = "pmf") -> tuple[Float[np.ndarray, "n d"
         if not np.isfinite(table).all():
             raise ValueError("numbers that are not finite")
     except ValueError as error:
-        raise FileFormatError(f"{source}: not a table of numbers ({error})") from error
+        raise FileFormatError(f"{source}: not a table of numbers ({brief(error)})") from error
     if table.ndim != 2 or table.shape[1] < 2:
         raise FileFormatError(f"{source}: expected columns of variables and one of energies, got {table.shape}")
     return table[:, :-1], table[:, -1] - table[:, -1].min()
