@@ -1,11 +1,11 @@
 """Many cheap labels and a few dear ones against its baselines: copper with EMT as the teacher, silicon with real DFT.
 
-    nice python benchmarks/bench_multi_fidelity.py emt [--seeds 1 2 3]
+    nice python benchmarks/bench_multi_fidelity.py emt [--seeds 1 2]
     nice python benchmarks/bench_multi_fidelity.py property [--seeds 1]
     nice python benchmarks/bench_multi_fidelity.py labels --folder FOLDER
     nice python benchmarks/bench_multi_fidelity.py qe --folder FOLDER [--seeds 1 2]
 
-``emt``: force errors of the test of the same name, for several seeds. ``property``: mixing energies of copper and
+``emt``: force errors on copper, for several seeds. ``property``: mixing energies of copper and
 platinum. ``labels``: real DFT of silicon through the package; what is in the folder's profile is not computed again.
 ``qe``: trainings on these, force errors and the equation of state. Every method gets as many steps of the optimizer.
 """
