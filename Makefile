@@ -3,7 +3,7 @@
 #
 #   make demo     the main job on silicon: DFT labels, a trained potential, its errors; a second run labels nothing
 #   make test     the test suite, real pw.x, nequip-train and daemon included
-#   make test-fuzz  a hundred thousand damaged files through every reader and parser (ten minutes)
+#   make test-fuzz  a hundred thousand damaged files through every reader and parser (two minutes of a quiet machine)
 #   make check    lint, format, types, layers, dependencies, spelling: what CI runs
 #   make docs     the documentation as HTML in docs/_build, a warning is an error
 #   make env      only the environment
