@@ -34,6 +34,7 @@ SETTINGS: dict[str, Any] = {
     "model": {"cutoff_ang": 4.5, "l_max": 1, "num_features": 16, "num_bessels": 6, "radial_mlp_width": 16},
     "optimizer": {"learning_rate": 0.03, "schedule": "cosine", "final_fraction": 0.02},
     "ema_decay": 0.95,
+    "checkpoint": "last",  # for every method: a few validation frames would choose by chance
     "split": {"test": 0.0, "group_by": "frame"},
 }
 

@@ -127,7 +127,7 @@ class NequipTrainCalculation(CalcJob):
         settings = train_settings(self.inputs.settings.get_dict())
         given = training_set(self.inputs, settings)
         copies, start = self._starting_point(folder, settings, new_references=given.new_references)
-        data = _training_data(given)
+        data = _training_data(given, settings)
         values = settings.model_dump()
         values["model"]["cutoff_ang"] = self._cutoff(settings)
         config = nequip_config(values, data, seed=settings.seed + settings.member, start=start)
@@ -156,7 +156,7 @@ class NequipTrainCalculation(CalcJob):
                 else None
             ),
         )
-        info.append_text = after_training(_packager(self.inputs.code))
+        info.append_text = after_training(_packager(self.inputs.code), keep_last=data.keep_last)
         info.remote_copy_list = copies
         info.provenance_exclude_list = [TRAIN_FILE, VAL_FILE, f"{INITIAL_DIR}/{PACKAGE_FILE}"]
         info.retrieve_list = [
@@ -216,7 +216,7 @@ class NequipTrainCalculation(CalcJob):
         return budget
 
 
-def _training_data(given: TrainingSet) -> TrainingData:
+def _training_data(given: TrainingSet, settings: TrainSettings) -> TrainingData:
     """Species, reference energies, force scale, and what the parts have labels of."""
     labels = labels_of(given.train)
     return TrainingData(
@@ -227,6 +227,7 @@ def _training_data(given: TrainingSet) -> TrainingData:
         with_forces="forces" in labels,
         with_stress="stress" in labels,
         validated=labels_of(given.val),
+        keep_last=settings.keeps_last(len(given.val)),
     )
 
 

@@ -32,6 +32,8 @@ LEVEL: Final[str] = "dataset"
 LAST_CHECKPOINT: Final[str] = f"{CHECKPOINT_DIR}/last.ckpt"
 #: The name of a best checkpoint carries its value of :data:`MONITOR`, so that those of a restart can be compared.
 BEST_PATTERN: Final[str] = "best_{val0_epoch/weighted_sum:014.7f}_{epoch:06d}"
+#: The same of the last epoch, where that is what is kept.
+KEPT_PATTERN: Final[str] = BEST_PATTERN.replace("best_", "kept_")
 _TYPES: Final[str] = "${model_type_names}"
 
 
@@ -46,6 +48,7 @@ class TrainingData:
     :param with_forces: training frames have forces.
     :param with_stress: training frames have stresses.
     :param validated: labels of the validation frames, of ``energy``, ``forces``, ``stress``; nothing: the same ones.
+    :param keep_last: the weights of the last epoch are kept, not those with the best validation error.
     """
 
     species: tuple[str, ...]
@@ -55,6 +58,7 @@ class TrainingData:
     with_forces: bool
     with_stress: bool
     validated: frozenset[str] | None = None
+    keep_last: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +111,7 @@ def nequip_config(
         "run": ["train"],
         "model_type_names": list(data.species),
         "data": _data_section(settings, seed),
-        "trainer": _trainer_section(settings, start),
+        "trainer": _trainer_section(settings, start, keep_last=data.keep_last),
         "training_module": {
             "_target_": "nequip.train.EMALightningModule",
             "ema_decay": settings["ema_decay"],
@@ -245,7 +249,7 @@ def _count_of_level(index: int) -> dict[str, Any]:
     }
 
 
-def _trainer_section(settings: Mapping[str, Any], start: TrainingStart) -> dict[str, Any]:
+def _trainer_section(settings: Mapping[str, Any], start: TrainingStart, *, keep_last: bool) -> dict[str, Any]:
     checkpoint = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "dirpath": CHECKPOINT_DIR}
     stop = settings["stop_after"] or settings["max_epochs"] + 1
     trainer: dict[str, Any] = {
@@ -283,6 +287,9 @@ def _trainer_section(settings: Mapping[str, Any], start: TrainingStart) -> dict[
             {"_target_": "lightning.pytorch.callbacks.LearningRateMonitor", "logging_interval": "epoch"},
         ],
     }
+    if keep_last:
+        names = {"filename": KEPT_PATTERN, "auto_insert_metric_name": False, "save_top_k": 1}
+        trainer["callbacks"].append({**checkpoint, "monitor": "epoch", "mode": "max", **names})
     if settings["grad_clip"] is not None:
         trainer["gradient_clip_val"] = settings["grad_clip"]
     if start.max_time_s is not None:

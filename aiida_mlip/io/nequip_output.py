@@ -84,6 +84,11 @@ class Curves:
         finite = np.flatnonzero(np.isfinite(self.objective))
         return int(finite[np.argmin(self.objective[finite])]) if len(finite) else None
 
+    def index_of(self, epoch: int) -> int | None:
+        """Index of an epoch by its number."""
+        found = np.flatnonzero(self.epoch == epoch)
+        return int(found[-1]) if len(found) else None
+
     def at(self, index: int) -> dict[str, float]:
         """Finite values of one epoch."""
         return {name: float(value[index]) for name, value in self.values.items() if math.isfinite(value[index])}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Final
 
 from aiida_mlip.io.nequip_config import CHECKPOINT_DIR
@@ -21,8 +23,8 @@ BEST_FILE: Final[str] = "best.ckpt"
 _BEST_OF: Final[str] = """\
 best_checkpoint() {
     best=
-    for file in "$1"/best_*.ckpt; do
-        case "${file##*/}" in *nan*|*inf*|'best_*.ckpt') continue ;; esac
+    for file in "$1"/"${2:-best}"_*.ckpt; do
+        case "${file##*/}" in *nan*|*inf*|*'_*.ckpt') continue ;; esac
         best=$file
         break
     done
@@ -44,15 +46,17 @@ def before_training(*, threads: int | None, initial: str | None) -> str:
     return "\n".join(lines)
 
 
-def after_training(packager: str) -> str:
+def after_training(packager: str, *, keep_last: bool = False) -> str:
     """Lines after the program: its exit status, its wall time, then a package of the best checkpoint, if there is one.
 
     :param packager: path of ``nequip-package``.
+    :param keep_last: package the last checkpoint instead, unless its validation error is not finite.
     """
+    last = f'best_checkpoint {CHECKPOINT_DIR} kept\n[ -n "$best" ] || ' if keep_last else ""
     return f"""\
 echo "train $?" > {STATUS_FILE}
 echo "seconds $SECONDS" >> {STATUS_FILE}
-best_checkpoint {CHECKPOINT_DIR}
+{last}best_checkpoint {CHECKPOINT_DIR}
 if [ -n "$best" ]; then
     echo "best $best" >> {STATUS_FILE}
     {shlex.quote(packager)} build "$best" {PACKAGE_FILE} > {PACKAGE_LOG} 2>&1
@@ -63,3 +67,13 @@ fi"""
 def read_status(text: str) -> dict[str, str]:
     """``train``, ``package``: exit status of the programs; ``seconds``: wall time; ``best``: path of the checkpoint."""
     return dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
+
+
+def kept_epoch(status: Mapping[str, str]) -> int | None:
+    """Epoch of the checkpoint that was packaged, as its name says it; None where none was.
+
+    >>> kept_epoch({"best": "checkpoints/best_000000.0322587_000004.ckpt"})
+    4
+    """
+    number = PurePosixPath(status.get("best", "")).stem.rpartition("_")[2]
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 10 else None

@@ -26,7 +26,15 @@ from aiida_mlip.io.nequip_output import (
     says_out_of_time,
     why_ended,
 )
-from aiida_mlip.io.nequip_script import HISTORY_DIR, PACKAGE_FILE, PACKAGE_LOG, STATUS_FILE, STDERR, read_status
+from aiida_mlip.io.nequip_script import (
+    HISTORY_DIR,
+    PACKAGE_FILE,
+    PACKAGE_LOG,
+    STATUS_FILE,
+    STDERR,
+    kept_epoch,
+    read_status,
+)
 from aiida_mlip.io.training_levels import TrainingLevels
 from aiida_mlip.kernel.splits import Part, repetition
 from aiida_mlip.protocols.train import TrainSettings, train_settings
@@ -111,7 +119,9 @@ class NequipTrainParser(Parser):
         }
         if (levels := levels_of(self.node)) is not None:
             summary.update(self._level_summary(settings, levels, parts, seen))
-        if (best := curves.best) is not None:
+        kept = kept_epoch(status)
+        best = curves.best if kept is None or (index := curves.index_of(kept)) is None else index
+        if best is not None:
             summary["best_epoch"] = int(curves.epoch[best])
             summary["best"] = curves.at(best)
         return summary

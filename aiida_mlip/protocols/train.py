@@ -15,6 +15,8 @@ NonNegative = Annotated[float, Field(ge=0.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=1)]
 
+#: Validation rows below which the error on them does not choose the weights of a model of several levels of theory.
+FEWEST_TO_CHOOSE: Final[int] = 10
 #: Sections of the nequip-train configuration that ``nequip`` may override.
 NEQUIP_SECTIONS: Final[tuple[str, ...]] = ("data", "trainer", "training_module", "global_options")
 
@@ -135,6 +137,8 @@ class TrainSettings(SpecModel):
         job's walltime leaves after start-up and packaging.
     :param stop_after: epochs without a better validation after which training ends; nothing: never.
     :param ema_decay: of the exponential moving average of the weights, which is what is validated and kept.
+    :param checkpoint: which weights are kept: those with the ``best`` validation error, or the ``last``; nothing: see
+        :meth:`keeps_last`.
     :param grad_clip: largest norm of a gradient.
     :param divergence_factor: a validation error this many times the best one, for
         ``divergence_epochs`` epochs, makes the live monitor stop the training.
@@ -159,6 +163,7 @@ class TrainSettings(SpecModel):
     time_limit_s: Count | None = None
     stop_after: Count | None = None
     ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    checkpoint: Literal["best", "last"] | None = None
     grad_clip: Positive | None = None
     divergence_factor: Annotated[float, Field(gt=1.0)] = 100.0
     divergence_epochs: Count = 5
@@ -181,6 +186,20 @@ class TrainSettings(SpecModel):
     def target_share(self) -> float:
         """Share of the frames of an epoch that the target is to have; 0: as it comes."""
         return 0.0 if self.multi_fidelity is None else self.multi_fidelity.target_share
+
+    def keeps_last(self, n_validated: int) -> bool:
+        """Whether the last weights are kept, not those with the best validation error.
+
+        Where nothing is said: with several levels of theory, when fewer than :data:`FEWEST_TO_CHOOSE` rows at the
+        target validate and the learning rate falls to its end. So few errors scatter more from epoch to epoch than
+        the model improves, and would choose an early one (docs/adr/0095-last-weights-with-few-dear-labels.md).
+
+        :param n_validated: rows at the target that validate.
+        """
+        if self.checkpoint is not None:
+            return self.checkpoint == "last"
+        anneals = self.optimizer.schedule == "cosine" and self.stop_after is None
+        return self.multi_fidelity is not None and anneals and n_validated < FEWEST_TO_CHOOSE
 
     @property
     def joint(self) -> bool:

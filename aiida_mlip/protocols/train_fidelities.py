@@ -107,11 +107,18 @@ def settings_of(
         "fidelity": fidelity_of(training, target, low),
         "multi_fidelity": {"method": training} if training in JOINT else None,
         "split": {"test": 0.0},
+        "checkpoint": _checkpoint(full),
         **_stretched(full, stretch),
     }
     result = deep_merge(deep_merge(spec, own), fine_tune or {} if training == "fine_tune" else {})
     train_settings(result)
     return result
+
+
+def _checkpoint(settings: TrainSettings) -> str | None:
+    """Which weights are kept: the same for all methods, so that none is chosen by validation frames alone."""
+    anneals = settings.optimizer.schedule == "cosine" and settings.stop_after is None
+    return "last" if settings.checkpoint is None and anneals else settings.checkpoint
 
 
 def _stretched(settings: TrainSettings, factor: float) -> dict[str, Any]:

@@ -122,6 +122,18 @@ def test_joint_potential_and_what_the_loader_has_seen(joint, dataset):
 
 
 @pytest.mark.nequip
+def test_the_last_weights_are_kept_where_they_are_wanted(dataset, train_code):
+    """A learning rate so high that the errors grow."""
+    high = {"schedule": "constant", "learning_rate": 0.5}
+    outputs, node = train(train_code, dataset, max_epochs=2, optimizer=high, checkpoint="last")
+    errors = outputs["curves"].get_array("val_objective")
+    assert errors[0] < errors[1], "the best epoch is an earlier one"
+    assert outputs["summary"]["best_epoch"] == outputs["potential"].metrics["best_epoch"] == 1
+    assert outputs["summary"]["best"]["val_objective"] == pytest.approx(errors[1])
+    assert "checkpoints/kept_" in node.outputs.retrieved.base.repository.get_object_content("status.txt")
+
+
+@pytest.mark.nequip
 def test_the_training_file_is_in_the_energies_of_the_target(joint, dataset):
     outputs, node = joint
     frames = dataset.frames()

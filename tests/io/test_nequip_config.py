@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from aiida_mlip.errors import FileFormatError, InvalidInputError
 from aiida_mlip.io.nequip_config import TrainingData, TrainingStart, config_text, nequip_config, time_limit_of
 from aiida_mlip.io.nequip_output import Ending, data_statistics, is_diverged, read_metrics, why_ended
-from aiida_mlip.io.nequip_script import after_training, before_training, read_status
+from aiida_mlip.io.nequip_script import after_training, before_training, kept_epoch, read_status
 from aiida_mlip.io.training_levels import TrainingLevels
 from aiida_mlip.protocols.train import train_settings
 
@@ -133,6 +134,35 @@ def test_script_packages_the_best_checkpoint_of_all(tmp_path):
     status = read_status((folder / "status.txt").read_text())
     assert status.pop("seconds").isdigit()
     assert status == {"train": "0", "best": "checkpoints/best_000000.1234567_000002.ckpt", "package": "0"}
+
+
+def test_script_packages_the_last_checkpoint_where_that_is_kept(tmp_path):
+    """Unless its error is not finite: then the best one."""
+    (tmp_path / "checkpoints").mkdir()
+    packager = tmp_path / "package"
+    packager.write_text('#!/bin/sh\ncp "$2" "$3"\n')
+    packager.chmod(0o755)
+    script = [before_training(threads=1, initial=None), "true", after_training(str(packager), keep_last=True)]
+
+    def packaged(*names):
+        for name in names:
+            (tmp_path / "checkpoints" / f"{name}.ckpt").write_text(name)
+        subprocess.run(["bash", "-c", "\n".join(script)], cwd=tmp_path, check=True)
+        return (tmp_path / "model.nequip.zip").read_text(), kept_epoch(
+            read_status((tmp_path / "status.txt").read_text())
+        )
+
+    best, last = "best_000000.1234567_000002", "kept_000000.2000000_000011"
+    assert packaged(best, "kept_000000000000nan_000012") == (best, 2)
+    assert packaged(last) == (last, 11)
+    assert kept_epoch({}) is None
+
+
+def test_the_last_checkpoint_is_one_more():
+    callbacks = config(replace(DATA, keep_last=True))["trainer"]["callbacks"]
+    (kept,) = [each for each in callbacks if each not in config()["trainer"]["callbacks"]]
+    assert (kept["monitor"], kept["mode"], kept["save_top_k"]) == ("epoch", "max", 1)
+    assert kept["filename"].startswith("kept_{val0_epoch/weighted_sum")
 
 
 def test_script_without_checkpoint_and_with_initial_folder(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from aiida_mlip.errors import ProtocolError
 from aiida_mlip.protocols.model import PROTOCOLS
-from aiida_mlip.protocols.train import lower_learning_rate, reduce_batch_size, train_settings
+from aiida_mlip.protocols.train import FEWEST_TO_CHOOSE, lower_learning_rate, reduce_batch_size, train_settings
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -103,3 +103,14 @@ def test_settings_of_several_levels_survive_a_round_trip():
     found = train_settings({"multi_fidelity": {"fidelities": ["lda", "pbe"], "num_features": 4}})
     assert train_settings(found.model_dump()) == found
     assert train_settings({**train_settings({}).model_dump(exclude={"multi_fidelity"})}).levels == ()
+
+
+def test_few_dear_rows_do_not_choose_the_weights():
+    several = {"protocol": "fast", "multi_fidelity": {"fidelities": ["lda", "pbe"]}}
+    assert train_settings(several).keeps_last(FEWEST_TO_CHOOSE - 1)
+    assert not train_settings(several).keeps_last(FEWEST_TO_CHOOSE)
+    assert not train_settings({"protocol": "fast"}).keeps_last(1)
+    assert not train_settings({**several, "stop_after": 5}).keeps_last(1)
+    assert not train_settings({**several, "optimizer": {"schedule": "constant"}}).keeps_last(1)
+    assert train_settings({"protocol": "fast", "checkpoint": "last"}).keeps_last(100)
+    assert not train_settings({**several, "checkpoint": "best"}).keeps_last(1)
