@@ -12,9 +12,8 @@ from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 
 from aiida_mlip.calculations.options import validate_options
-from aiida_mlip.data.batches import parse_batch, take_rows
+from aiida_mlip.data.batches import batch_problem, parse_batch, take_rows
 from aiida_mlip.data.dataset import DatasetData
-from aiida_mlip.errors import MlipError
 from aiida_mlip.io.label_messages import (
     FRAMES_FILE,
     INPUT_FILE,
@@ -24,9 +23,6 @@ from aiida_mlip.io.label_messages import (
 )
 from aiida_mlip.io.shards import write_shard
 from aiida_mlip.kernel.labelling import without_labels
-from aiida_mlip.protocols.fidelity import AseFidelity
-
-BATCH_KEYS = ("fidelity", "spec", "settings", "rows")
 
 
 class AseLabelCalculation(CalcJob):
@@ -87,13 +83,4 @@ class AseLabelCalculation(CalcJob):
 
 
 def _validate_batch(node: orm.Dict, _: Any) -> str | None:
-    content = node.get_dict()
-    if missing := [key for key in BATCH_KEYS if key not in content]:
-        return f"a batch needs the keys {list(BATCH_KEYS)}; {missing} are missing"
-    if not content["rows"]:
-        return "a batch needs at least one row"
-    try:
-        spec = parse_batch(content)
-    except MlipError as error:
-        return str(error)
-    return None if isinstance(spec, AseFidelity) else f"fidelity {content['fidelity']!r} is not of the engine ase"
+    return batch_problem(node, "ase")

@@ -14,9 +14,8 @@ from aiida.common.folders import Folder
 from aiida.engine import CalcJob, CalcJobProcessSpec
 from aiida.plugins import DataFactory
 
-from aiida_mlip.calculations.ase_label import BATCH_KEYS
 from aiida_mlip.calculations.options import validate_options
-from aiida_mlip.data.batches import parse_batch, take_rows
+from aiida_mlip.data.batches import batch_problem, parse_batch, take_rows
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.pw_inputs import pw_input
 from aiida_mlip.data.pw_slots import Slots, slots_of
@@ -164,13 +163,4 @@ class PwBundleCalculation(CalcJob):
 
 
 def _validate_batch(node: orm.Dict, _: Any) -> str | None:
-    content = node.get_dict()
-    if missing := [key for key in BATCH_KEYS if key not in content]:
-        return f"a batch needs the keys {list(BATCH_KEYS)}; {missing} are missing"
-    if not content["rows"]:
-        return "a batch needs at least one row"
-    try:
-        spec = parse_batch(content)
-    except MlipError as error:
-        return str(error)
-    return None if isinstance(spec, QeFidelity) else f"fidelity {content['fidelity']!r} is not of the engine qe"
+    return batch_problem(node, "qe")

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from aiida import orm
 
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.errors import MlipError
 from aiida_mlip.io.documents import clipped_lines, plain_text
 from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.protocols.fidelity import Fidelity, parse_fidelities
+
+#: What a batch must say.
+BATCH_KEYS: Final[tuple[str, ...]] = ("fidelity", "spec", "settings", "rows")
 
 
 def parse_batch(content: Mapping[str, Any]) -> Fidelity:
@@ -22,6 +26,20 @@ def parse_batch(content: Mapping[str, Any]) -> Fidelity:
     :raises ProtocolError: the specification is not valid.
     """
     return parse_fidelities({content["fidelity"]: content["spec"]})[content["fidelity"]]
+
+
+def batch_problem(node: orm.Dict, engine: str) -> str | None:
+    """What keeps a job of an engine from working on a batch; None where nothing does."""
+    content = node.get_dict()
+    if missing := [key for key in BATCH_KEYS if key not in content]:
+        return f"a batch needs the keys {list(BATCH_KEYS)}; {missing} are missing"
+    if not content["rows"]:
+        return "a batch needs at least one row"
+    try:
+        spec = parse_batch(content)
+    except MlipError as error:
+        return str(error)
+    return None if spec.engine == engine else f"fidelity {content['fidelity']!r} is not of the engine {engine}"
 
 
 def take_rows(dataset: DatasetData, rows: Sequence[int]) -> Frames:

@@ -52,6 +52,11 @@ def parse_promote(data: Mapping[str, Any], fidelities: Sequence[str], *, where: 
     return settings
 
 
+def without_dear(fidelities: Mapping[str, Any], settings: PromoteSettings) -> dict[str, Any]:
+    """Levels of theory that every frame is labelled at: all but the dear one."""
+    return {name: spec for name, spec in fidelities.items() if name != settings.fidelity}
+
+
 def check_promotion(
     promote: Mapping[str, Any], fidelities: Sequence[str], train: TrainSettings, *, where: str = "promote"
 ) -> None:

@@ -187,6 +187,11 @@ class TrainSettings(SpecModel):
         """Share of the frames of an epoch that the target is to have; 0: as it comes."""
         return 0.0 if self.multi_fidelity is None else self.multi_fidelity.target_share
 
+    @property
+    def anneals(self) -> bool:
+        """Whether the learning rate falls to its end: nothing ends the training before."""
+        return self.optimizer.schedule == "cosine" and self.stop_after is None
+
     def keeps_last(self, n_validated: int) -> bool:
         """Whether the last weights are kept, not those with the best validation error.
 
@@ -198,8 +203,7 @@ class TrainSettings(SpecModel):
         """
         if self.checkpoint is not None:
             return self.checkpoint == "last"
-        anneals = self.optimizer.schedule == "cosine" and self.stop_after is None
-        return self.multi_fidelity is not None and anneals and n_validated < FEWEST_TO_CHOOSE
+        return self.multi_fidelity is not None and self.anneals and n_validated < FEWEST_TO_CHOOSE
 
     @property
     def joint(self) -> bool:

@@ -117,8 +117,7 @@ def settings_of(
 
 def _checkpoint(settings: TrainSettings) -> str | None:
     """Which weights are kept: the same for all methods, so that none is chosen by validation frames alone."""
-    anneals = settings.optimizer.schedule == "cosine" and settings.stop_after is None
-    return "last" if settings.checkpoint is None and anneals else settings.checkpoint
+    return "last" if settings.checkpoint is None and settings.anneals else settings.checkpoint
 
 
 def _stretched(settings: TrainSettings, factor: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from aiida_mlip.kernel.rounds import Round, judge, left_for_labels
 from aiida_mlip.kernel.selection.costs import measured_cost
 from aiida_mlip.kernel.splits import ALWAYS_TRAINED
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
-from aiida_mlip.protocols.promote import parse_promote
+from aiida_mlip.protocols.promote import parse_promote, without_dear
 
 #: Array of grades: estimated error of the force on each atom (eV/Å).
 ERROR: Final[str] = "error_ev_per_ang"
@@ -43,7 +43,7 @@ def plan_active_learning(settings: orm.Dict, fidelities: orm.Dict | None = None)
             every = {} if fidelities is None else fidelities.get_dict()
             promote = parse_promote(full.promote, list(every), where="settings.promote")
             full = full.model_copy(update={"promote": promote.model_dump(exclude_none=True)})
-            outputs["cheap"] = orm.Dict({name: spec for name, spec in every.items() if name != promote.fidelity})
+            outputs["cheap"] = orm.Dict(without_dear(every, promote))
     except MlipError as error:
         return ExitCode(200, str(error))
     outputs["settings"] = orm.Dict(full.model_dump())

@@ -10,7 +10,7 @@ from aiida.engine import calcfunction
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.labelling import contained, labelled_ids
-from aiida_mlip.protocols.promote import parse_promote
+from aiida_mlip.protocols.promote import parse_promote, without_dear
 
 _HOUR = 3600.0
 
@@ -24,10 +24,10 @@ def divide_fidelities(fidelities: orm.Dict, promote: orm.Dict) -> dict[str, orm.
     :returns: ``cheap`` and ``dear``, each as ``fidelities``.
     """
     every = fidelities.get_dict()
-    dear = parse_promote(promote.get_dict(), list(every)).fidelity
+    settings = parse_promote(promote.get_dict(), list(every))
     return {
-        "cheap": orm.Dict({name: spec for name, spec in every.items() if name != dear}),
-        "dear": orm.Dict({dear: every[dear]}),
+        "cheap": orm.Dict(without_dear(every, settings)),
+        "dear": orm.Dict({settings.fidelity: every[settings.fidelity]}),
     }
 
 
@@ -44,9 +44,9 @@ def plan_dear_labels(
     :param known: labels there were before: the fraction is one of all frames, these among them.
     :returns: ``spec``, see :mod:`aiida_mlip.protocols.allocate`; nothing where no dear label is wanted any more.
     """
-    names = list(fidelities.get_dict())
-    settings = parse_promote(promote.get_dict(), names)
-    cheap = next(name for name in names if name != settings.fidelity)
+    every = fidelities.get_dict()
+    settings = parse_promote(promote.get_dict(), list(every))
+    cheap = next(iter(without_dear(every, settings)))
     parts = [labelled] if known is None else [known, labelled]
     n_cheap, n_dear = (_n_frames(parts, name) for name in (cheap, settings.fidelity))
     candidates = _ids([labelled], cheap)
