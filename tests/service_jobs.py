@@ -1,0 +1,61 @@
+"""What the tests against real services share: jobs that the daemon runs, and what Slurm and PostgreSQL say."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from aiida import orm
+from aiida.engine import submit
+
+#: Seconds that a job may take before a test gives up: no statement about speed.
+PATIENCE_S = 900
+BIN = Path(sys.executable).parent
+
+
+def verdi(*arguments: str, profile: str) -> str:
+    """Output of a verdi command."""
+    command = [str(BIN / "verdi"), "-p", profile, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def psql(statement: str) -> str:
+    """What PostgreSQL answers."""
+    command = ["psql", "-d", "postgres", "-At", "-c", statement]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def wait_until(check, what: str, patience_s: float = PATIENCE_S):
+    """Ask until the answer is not false, and return it."""
+    end = time.monotonic() + patience_s
+    while time.monotonic() < end:
+        if answer := check():
+            return answer
+        time.sleep(0.5)
+    pytest.fail(f"{what}: not within {patience_s} s\n" + squeue("--all", "--long"))
+
+
+def by_daemon(builder) -> orm.ProcessNode:
+    """Node of a process that the daemon has run to its end."""
+    node = submit(builder)
+    wait_until(lambda: node.is_terminated, f"the end of {node.process_label}<{node.pk}> ({node.process_state})")
+    return node
+
+
+def squeue(*options: str) -> str:
+    """What the queue says."""
+    return subprocess.run(["squeue", *options], capture_output=True, text=True, check=False).stdout
+
+
+def slurm_says(job: orm.CalcJobNode) -> dict[str, str]:
+    """What Slurm knows of a job, e.g. ``JobState``, ``Partition``, ``TresPerNode``."""
+    text = subprocess.run(
+        ["scontrol", "-o", "show", "job", str(job.get_job_id())], capture_output=True, text=True, check=True
+    ).stdout
+    return dict(word.split("=", 1) for word in text.split() if "=" in word)
