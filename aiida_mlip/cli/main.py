@@ -14,6 +14,7 @@ from aiida_mlip.errors import MlipError
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "setup": ("aiida_mlip.cli.setup", "setup", "Create the profile, computer, codes and pseudopotential family."),
     "doctor": ("aiida_mlip.cli.doctor", "doctor", "Examine the installation: each line ok, or what to do."),
+    "recover": ("aiida_mlip.cli.recover", "recover", "After a fault: mend daemon, broker and database; begin again."),
     "dataset": ("aiida_mlip.cli.dataset", "dataset", "Import, export and show datasets."),
     "generate": ("aiida_mlip.cli.generate", "generate", "Generate frames: crystals, defects, alloys, dynamics."),
     "potential": ("aiida_mlip.cli.potential", "potential", "Import, export and show potentials."),
@@ -22,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "status": ("aiida_mlip.cli.status", "status", "What is running, done, failed, and when it will end."),
     "lineage": ("aiida_mlip.cli.lineage", "lineage", "What made a node, frame or atom, and what it made."),
     "taint": ("aiida_mlip.cli.taint", "taint", "Everything that rests on a label, frame or calculation."),
+    "storage": ("aiida_mlip.cli.storage", "storage", "What takes the space, what can go; remove work directories."),
     "audit": ("aiida_mlip.cli.audit", "audit", "Check the provenance of a result: no orphans, every creator known."),
 }
 

@@ -162,7 +162,7 @@ def walk(
         UNION ALL
         SELECT {_NODE} FROM found AS node WHERE {condition}
     """  # noqa: S608 - names of columns
-    rows = _execute(
+    rows = query_rows(
         statement,
         values,
         pks=list(pks),
@@ -185,12 +185,12 @@ def called_by(pk: int) -> list[tuple[int, str, str]]:
         SELECT node.id, node.uuid, coalesce(node.process_type, '')
         FROM called JOIN db_dbnode AS node ON node.id = called.id
     """
-    return [tuple(row) for row in _execute(statement, pks=[pk], links=[link.value for link in CALLS])]
+    return [tuple(row) for row in query_rows(statement, pks=[pk], links=[link.value for link in CALLS])]
 
 
 def are_many(pks: Collection[int]) -> bool:
     """Whether from so many nodes it is faster to read all links of the profile at once than to look them up by node."""
-    return len(pks) > FEW and len(pks) * _LINKS_PER_START > int(_execute("SELECT max(id) FROM db_dblink")[0][0] or 0)
+    return len(pks) > FEW and len(pks) * _LINKS_PER_START > int(query_rows("SELECT max(id) FROM db_dblink")[0][0] or 0)
 
 
 def reached_pks(
@@ -211,7 +211,7 @@ def reached_pks(
         )
         SELECT id FROM reached ORDER BY id
     """  # noqa: S608 - names of columns
-    return _pks(_execute(statement, pks=[int(pk) for pk in pks], links=[link.value for link in links]))
+    return _pks(query_rows(statement, pks=[int(pk) for pk in pks], links=[link.value for link in links]))
 
 
 def reach_in_memory(
@@ -225,7 +225,7 @@ def reach_in_memory(
     """
     reached = _reached_in_memory(pks, links, direction="forward")
     condition, values = wanted.condition()
-    rows = _execute(f"SELECT {_NODE} FROM db_dbnode AS node WHERE {condition} ORDER BY node.id", values)  # noqa: S608
+    rows = query_rows(f"SELECT {_NODE} FROM db_dbnode AS node WHERE {condition} ORDER BY node.id", values)  # noqa: S608
     there = np.isin([row[0] for row in rows], reached)
     return reached, tuple(_node(row) for row, is_there in zip(rows, there, strict=True) if is_there)
 
@@ -237,7 +237,7 @@ def _reached_in_memory(
     from scipy.sparse.csgraph import breadth_first_order
 
     names = [link.value for link in links]
-    found = _execute("SELECT input_id, output_id FROM db_dblink WHERE type IN :links", links=names)
+    found = query_rows("SELECT input_id, output_id FROM db_dblink WHERE type IN :links", links=names)
     ends = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=2 * len(found)).reshape(-1, 2)
     ends = ends if direction == "forward" else ends[:, ::-1]
     starts = np.fromiter(pks, dtype=np.int64, count=len(pks))
@@ -255,7 +255,7 @@ def link_ends(
     """(n, 2) pks of the two ends (from, to) of all links of these kinds, that these nodes are the one end of."""
     given, few = _among(of, column)
     statement = f"SELECT input_id, output_id FROM db_dblink WHERE (type || '') IN :links AND {given}"  # noqa: S608
-    found = _execute(statement, links=[link.value for link in links], pks=few)
+    found = query_rows(statement, links=[link.value for link in links], pks=few)
     ends = np.fromiter(chain.from_iterable(found), dtype=np.int64, count=2 * len(found)).reshape(-1, 2)
     return ends[np.isin(ends[:, 0 if column == "input_id" else 1], np.fromiter(of, np.int64, len(of)))]
 
@@ -269,7 +269,7 @@ def data_without_creator(pks: Collection[int]) -> list[tuple[int, str, str]]:
         (SELECT 1 FROM db_dblink AS link WHERE link.output_id = node.id AND (link.type || '') = 'create')
         ORDER BY node.id
     """  # noqa: S608 - a name of a column
-    rows = _execute(statement, pks=few)
+    rows = query_rows(statement, pks=few)
     there = np.isin([row[0] for row in rows], np.fromiter(pks, np.int64, len(pks)))
     return [tuple(row) for row, is_there in zip(rows, there, strict=True) if is_there]
 
@@ -283,21 +283,21 @@ def _among(pks: Collection[int], column: str) -> tuple[str, list[int]]:
 
 def processes_of(process_types: Collection[str]) -> np.ndarray:
     """Pks of all processes of these types."""
-    return _pks(_execute("SELECT id FROM db_dbnode WHERE process_type IN :types", types=list(process_types)))
+    return _pks(query_rows("SELECT id FROM db_dbnode WHERE process_type IN :types", types=list(process_types)))
 
 
 def process_types_of(pks: Collection[int]) -> dict[int, str]:
     """Pk of each process among these nodes -> its type."""
     given, few = _among(pks, "id")
     statement = f"SELECT id, process_type FROM db_dbnode WHERE process_type IS NOT NULL AND {given}"  # noqa: S608
-    rows = _execute(statement, pks=few)
+    rows = query_rows(statement, pks=few)
     there = np.isin([row[0] for row in rows], np.fromiter(pks, np.int64, len(pks)))
     return {int(row[0]): str(row[1]) for row, is_there in zip(rows, there, strict=True) if is_there}
 
 
 def nodes_of_type(node_type: str) -> np.ndarray:
     """Pks of all nodes of exactly this type."""
-    return _pks(_execute("SELECT id FROM db_dbnode WHERE node_type IN :types", types=[node_type]))
+    return _pks(query_rows("SELECT id FROM db_dbnode WHERE node_type IN :types", types=[node_type]))
 
 
 def _pks(rows: list[Any]) -> np.ndarray:
@@ -309,7 +309,7 @@ def nodes_with(pks: Collection[int]) -> list[NodeRow]:
     if not pks:
         return []
     statement = f"SELECT {_NODE} FROM db_dbnode AS node WHERE node.id IN :pks ORDER BY node.id"  # noqa: S608 - columns
-    return [_node(row) for row in _execute(statement, pks=list(pks))]
+    return [_node(row) for row in query_rows(statement, pks=list(pks))]
 
 
 def neighbours(
@@ -333,7 +333,7 @@ def neighbours(
         ORDER BY link.id
     """  # noqa: S608 - names of columns
     names = [link.value for link in links]
-    rows = _execute(statement, pks=list(pks), links=names, without=list(without) or ["-"])
+    rows = query_rows(statement, pks=list(pks), links=names, without=list(without) or ["-"])
     return [(int(row[5]), str(row[6]), _node(row)) for row in rows]
 
 
@@ -348,7 +348,26 @@ def nodes_of(uuids: Iterable[str]) -> dict[str, NodeRow]:
     return {row[1]: NodeRow(row[0], row[1], row[2], row[3] or "", row[4]) for row in found}
 
 
-def _execute(statement: str, values: dict[str, str] | None = None, **lists: list[Any]) -> list[Any]:
+def attribute(name: str, of: str = "node") -> str:
+    """SQL for an attribute of a node as text or number."""
+    return _member("attributes", name, of)
+
+
+def extra(name: str, of: str = "node") -> str:
+    """SQL for an extra of a node."""
+    return _member("extras", name, of)
+
+
+def is_sqlite() -> bool:
+    """Whether the profile has its database in SQLite, not in PostgreSQL."""
+    return bool(get_manager().get_profile_storage().get_session().get_bind().dialect.name == "sqlite")
+
+
+def _member(column: str, name: str, of: str) -> str:
+    return f"json_extract({of}.{column}, '$.{name}')" if is_sqlite() else f"({of}.{column} ->> '{name}')"
+
+
+def query_rows(statement: str, values: dict[str, str] | None = None, **lists: list[Any]) -> list[Any]:
     """Rows of a query with parameters, some of them lists."""
     query = text(statement).bindparams(*(bindparam(name, expanding=True) for name in lists))
     session = get_manager().get_profile_storage().get_session()
