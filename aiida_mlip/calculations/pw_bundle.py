@@ -17,7 +17,7 @@ from aiida.plugins import DataFactory
 from aiida_mlip.calculations.options import validate_options
 from aiida_mlip.data.batches import batch_problem, parse_batch, take_rows
 from aiida_mlip.data.dataset import DatasetData
-from aiida_mlip.data.pw_inputs import pw_input
+from aiida_mlip.data.pw_inputs import MAX_SECONDS_FACTOR, pw_input
 from aiida_mlip.data.pw_slots import Slots, slots_of
 from aiida_mlip.errors import MlipError
 from aiida_mlip.io.pw_bundle import (
@@ -107,10 +107,12 @@ class PwBundleCalculation(CalcJob):
             slots = slots_of(self.node, len(texts))
         except MlipError as error:
             raise InputValidationError(str(error)) from error
+        walltime = self.options.get("max_wallclock_seconds", None)
         script = bundle_script(
             self._run_line(slots),
             side_by_side=slots.side_by_side,
             environment=UNBOUND if slots.side_by_side > 1 else None,
+            max_seconds=None if walltime is None else int(MAX_SECONDS_FACTOR * walltime),
         )
         folder.create_file_from_filelike(io.BytesIO(pack_inputs(texts)), INPUTS_FILE, mode="wb")
         folder.create_file_from_filelike(io.BytesIO(script.encode()), SCRIPT_FILE, mode="wb")

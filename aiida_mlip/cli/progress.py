@@ -22,7 +22,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from aiida_mlip.data.extras import EXPECTED_CALLS
+from aiida_mlip.data.extras import EXPECTED_CALLS, WORK_DONE
 from aiida_mlip.errors import FileFormatError, InvalidInputError, MlipError
 
 #: Digits of a number of epochs.
@@ -242,9 +242,13 @@ def _stage(stage: dict[str, Any], calls: list[dict[str, Any]]) -> Stage:
     ended = [call for call in jobs if call["state"] in _TERMINATED]
     done = [call for call in ended if _did_its_work(call["exit_status"])]
     running = [call for call in jobs if call["state"] not in _TERMINATED]
-    total = max(len(jobs), int((stage["extras"] or {}).get(EXPECTED_CALLS, 0)))
+    extras = stage["extras"] or {}
+    total = max(len(jobs), int(extras.get(EXPECTED_CALLS, 0)))
     seconds = _seconds(stage)
+    done_part = extras.get(WORK_DONE)
     detail, fraction = "", len(ended) / total if total else 0.0
+    if isinstance(done_part, float) and ended:
+        fraction = done_part  # the longest are begun first: their number says too little
     if stage["state"] not in _TERMINATED and len(running) >= 1 and not ended and total <= len(running):
         detail, fraction = _training_detail(running)
     end = None

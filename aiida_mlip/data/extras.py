@@ -7,3 +7,6 @@ EXPECTED_CALLS: Final[str] = "aiida_mlip_expected_calls"
 
 #: Steps of a generation that did not end well, by number: exit status and message; shown in its summary.
 FAILED_STEPS: Final[str] = "aiida_mlip_failed_steps"
+
+#: Part of the expected work that is done, from 0 to 1, where that is known better than by the number of calls.
+WORK_DONE: Final[str] = "aiida_mlip_work_done"

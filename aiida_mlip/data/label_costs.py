@@ -77,3 +77,16 @@ def _read(node: DatasetData, name: str, settings: str) -> MeasuredLabels:
         periodic=np.asarray(frames.pbc.any(axis=1))[known],
         core_seconds=cost[known],
     )
+
+
+def job_core_seconds(job: orm.CalcJobNode) -> float:
+    """Wall time that pw.x printed times the cores of its job; NaN where it printed none."""
+    if "output_parameters" not in job.outputs:
+        return np.nan
+    wall = job.outputs.output_parameters.get_dict().get("wall_time_seconds")
+    if wall is None:
+        return np.nan
+    resources = job.get_option("resources") or {}
+    per_machine = resources.get("num_mpiprocs_per_machine") or 1
+    ranks = resources.get("tot_num_mpiprocs") or resources.get("num_machines", 1) * per_machine
+    return float(wall) * int(ranks * (resources.get("num_cores_per_mpiproc") or 1))

@@ -27,6 +27,7 @@ class Outcome:
     :param uuid: calculation that made the label or failed, empty if there never was one.
     :param reused: the calculation belongs to an earlier campaign.
     :param message: for people, why it failed.
+    :param again: something from outside ended it, and another try may cure it.
     """
 
     failure: Failure = Failure.NONE
@@ -37,6 +38,7 @@ class Outcome:
     uuid: str = ""
     reused: bool = False
     message: str = ""
+    again: bool = False
 
 
 def judged(

@@ -1,4 +1,4 @@
-"""The queue of the embedded broker, read without moving anything in it.
+"""The queue of the embedded broker, read without moving anything in it, and whether a process is alive.
 
 AiiDA's own ``iterate_tasks`` is no reader: it puts the tasks in work back into the queue of the running broker.
 """
@@ -6,6 +6,9 @@ AiiDA's own ``iterate_tasks`` is no reader: it puts the tasks in work back into 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Collection
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 
 
@@ -27,12 +30,45 @@ def tasks_folder() -> Path:
     return Path(ZeromqBrokerService.FilepathLayout(folder).storage_path) / "tasks"
 
 
-def read_tasks(folder: Path) -> tuple[int, ...]:
-    """Pks of the processes in a queue of the embedded broker, waiting and in work."""
+def read_tasks(folder: Path, states: Collection[str] = ("pending", "processing")) -> tuple[int, ...]:
+    """Pks of the processes in a queue of the embedded broker.
+
+    :param states: ``pending`` (waiting for a worker) and ``processing`` (in work).
+    """
     pks = []
-    for path in [*folder.glob("pending/*.json"), *folder.glob("processing/*.json")]:
+    for path in (path for state in states for path in folder.glob(f"{state}/*.json")):
         try:
             pks.append(int(json.loads(path.read_text())["body"]["args"]["pid"]))
         except (OSError, ValueError, KeyError, TypeError):
             continue  # taken out of the queue between the two calls, or no launch task
     return tuple(pks)
+
+
+def silent_processes(pks: Collection[int], *, timeout_s: float = 2.0) -> list[int]:
+    """Those of some processes that are alive nowhere: in no worker and in no terminal. They are asked all at once.
+
+    Functions that run inside their caller (calcfunctions) do not listen; a minute is all they live.
+
+    :param timeout_s: one that has not answered by then is there, and busy.
+    """
+    from aiida.manage import get_manager
+
+    if get_manager().get_broker() is None:
+        return sorted(pks)
+    controller = get_manager().get_process_controller()
+    asked = {}
+    silent = []
+    for pk in sorted(pks):
+        try:
+            asked[pk] = controller.get_status(pk)
+        except Exception:  # noqa: BLE001 - each broker has its own error for "no such recipient"
+            silent.append(pk)
+    end = time.monotonic() + timeout_s
+    for pk, future in asked.items():
+        try:
+            future.result(timeout=max(end - time.monotonic(), 0.01))
+        except FutureTimeoutError:
+            continue
+        except Exception:  # noqa: BLE001 - as above
+            silent.append(pk)
+    return sorted(silent)

@@ -153,19 +153,28 @@ def begun_frames(text: str) -> list[int]:
     return [int(word) for word in words if word.isascii() and word.isdigit()]
 
 
-def bundle_script(run_line: str, *, side_by_side: int, environment: Mapping[str, str] | None = None) -> str:
+def bundle_script(
+    run_line: str,
+    *,
+    side_by_side: int,
+    environment: Mapping[str, str] | None = None,
+    max_seconds: int | None = None,
+) -> str:
     """Script that runs all frames, ``side_by_side`` at a time; it is read (``.``) by the shell of the job.
 
     :param run_line: command, quoted for the shell, that reads ``aiida.in`` in the current directory.
     :param side_by_side: frames that run at once.
     :param environment: variables that are set before.
+    :param max_seconds: after which no further frame is begun.
     """
     exports = "".join(f"export {name}={value}\n" for name, value in (environment or {}).items())
+    late = "false" if max_seconds is None else f"[ $(($(date +%s) - started)) -ge {max_seconds} ]"
     workers = "label_frames" if side_by_side == 1 else "label_frames &\n" * side_by_side + "wait"
     return _SCRIPT.format(
         exports=exports,
         run_line=f"{run_line} > {PW_OUTPUT} 2> {PW_ERROR}",
         workers=workers,
+        late=late,
         inputs=INPUTS_FILE,
         results=RESULTS_FILE,
         begun=BEGUN_FILE,
@@ -187,6 +196,7 @@ set +e
 rm -rf work claimed inputs
 mkdir -p work claimed inputs {done}
 gzip -dc {inputs} | (cd inputs && tar xf -)
+started=$(date +%s)
 frames=$(cd inputs && for name in *.in; do echo "${{name%.in}}"; done)
 
 label_frame() {{
@@ -213,6 +223,7 @@ label_frame() {{
 label_frames() {{
     for frame in $frames; do
         kill -0 $$ 2>/dev/null || exit 1  # the job was ended: begin no more
+        {late} && return
         label_frame "$frame"
     done
 }}

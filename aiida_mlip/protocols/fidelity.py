@@ -107,9 +107,9 @@ class QeFidelity(SpecModel):
     :param mixing_beta: mixing of the density.
     :param electron_maxstep: scf steps before a calculation counts as not converged.
     :param max_iterations: runs of pw.x (with less mixing, say) before a frame counts as failed.
-    :param bundle_size: most frames that one job labels; 1: every frame has a job of its own; null: chosen, cheap frames
-        in bundles, dear ones alone (see ``aiida_mlip.kernel.bundles``). Isolated atoms are always alone, and so is a
-        frame that failed in a bundle when it is tried again.
+    :param bundle_size: most frames that one job labels; 1: every frame has a job of its own; by default chosen: cheap
+        frames in bundles, dear ones alone (see ``aiida_mlip.kernel.bundles``). Isolated atoms are always alone, and so
+        is a frame that failed in a bundle when it is tried again.
     :param box_ang: edge (Å) of the cubic box of an isolated atom.
     :param padding_ang: empty space (Å) on either side of a molecule or slab that comes without a cell vector.
     :param parameters: any other keyword of pw.x, by namelist.
@@ -132,7 +132,7 @@ class QeFidelity(SpecModel):
     mixing_beta: Annotated[float, Field(gt=0, le=1)]
     electron_maxstep: Annotated[int, Field(ge=1)]
     max_iterations: Annotated[int, Field(ge=1, le=20)]
-    bundle_size: Annotated[int, Field(ge=1)] | None = 1
+    bundle_size: Annotated[int, Field(ge=1)] | None = None
     box_ang: Annotated[float, Field(ge=6)] = 12.0
     padding_ang: Annotated[float, Field(ge=3)] = 6.0
     parameters: dict[str, dict[str, Scalar | dict[str, Scalar] | list[Any]]] = Field(default_factory=dict)

@@ -105,12 +105,21 @@ def job_options(inputs: Mapping[str, Any], engine: str) -> dict[str, Any]:
     :param engine: ``qe``, ``ase``, or ``bundle`` for jobs of many frames of pw.x: the options of ``qe`` unless they say
         something of their own.
     """
+    return deep_merge(DEFAULT_OPTIONS, _given_options(inputs, engine))
+
+
+def walltime_is_stated(inputs: Mapping[str, Any], engine: str) -> bool:
+    """Whether the walltime of the jobs of an engine was given, and is not the default."""
+    return "max_wallclock_seconds" in _given_options(inputs, engine)
+
+
+def _given_options(inputs: Mapping[str, Any], engine: str) -> dict[str, Any]:
     given = inputs["options"].get_dict() if "options" in inputs else {}
     if not set(given) <= {*_CODES, BUNDLE}:
         given = {"qe": given, "ase": given}
     if engine == BUNDLE:
-        return deep_merge(deep_merge(DEFAULT_OPTIONS, given.get("qe", {})), given.get(BUNDLE, {}))
-    return deep_merge(DEFAULT_OPTIONS, given.get(engine, {}))
+        return deep_merge(given.get("qe", {}), given.get(BUNDLE, {}))
+    return dict(given.get(engine, {}))
 
 
 def validate_label_inputs(inputs: Mapping[str, Any], namespace: Any) -> str | None:
@@ -140,6 +149,8 @@ def _check(inputs: Mapping[str, Any]) -> None:
             check_options(job_options(inputs, BUNDLE), BUNDLE)
     if "max_concurrent" in inputs and inputs["max_concurrent"].value < 1:
         raise MlipError(f"max_concurrent: must be at least 1, got {inputs['max_concurrent'].value}")
+    if "max_core_hours" in inputs and not inputs["max_core_hours"].value > 0:
+        raise MlipError(f"max_core_hours: must be more than 0, got {inputs['max_core_hours'].value}")
     if "max_failed_fraction" in inputs and not 0 <= inputs["max_failed_fraction"].value <= 1:
         raise MlipError(f"max_failed_fraction: must be from 0 to 1, got {inputs['max_failed_fraction'].value}")
     if not dataset.is_stored or dataset.creator is None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from aiida_mlip.data.bundling import bundled_rows, dataset_with_costs
+from aiida_mlip.data.bundling import bundled_rows, dataset_with_costs, expected_costs, machine_factor
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.frames import from_ase
 from aiida_mlip.protocols.fidelity import parse_fidelities, settings_hash
@@ -24,6 +24,10 @@ SPEC = {
 SETTINGS = "ab" * 32
 
 
+def pseudos():
+    return {"Si": family_of("debian-lda").get_pseudo("Si")}
+
+
 @pytest.fixture
 def dataset(pseudo_family):
     """Three small cells, and one of 64 atoms."""
@@ -33,8 +37,12 @@ def dataset(pseudo_family):
 
 def chosen(dataset, rows=(0, 1, 2, 3), measured=(), **changes):
     spec = parse_fidelities({"lda": SPEC | changes})["lda"]
-    pseudos = {"Si": family_of("debian-lda").get_pseudo("Si")}
-    return bundled_rows(dataset, np.array(rows), spec, SETTINGS, pseudos=pseudos, measured=measured)
+    return bundled_rows(expected(dataset, rows, measured, **changes).core_seconds, spec.bundle_size)
+
+
+def expected(dataset, rows=(0, 1, 2, 3), measured=(), other=None, **changes):
+    spec = parse_fidelities({"lda": SPEC | changes})["lda"]
+    return expected_costs(dataset, np.array(rows), spec, SETTINGS, pseudos=pseudos(), measured=measured, other=other)
 
 
 def labelled(costs, *, settings=SETTINGS):
@@ -89,3 +97,31 @@ def test_the_size_is_no_setting_and_survives_the_builder(dataset):
         assert parse_fidelities(written)["x"].bundle_size == size
     with pytest.raises(ValueError, match="bundle_size"):
         parse_fidelities({"x": SPEC | {"bundle_size": 0}})
+
+
+def test_measured_labels_correct_the_guess(dataset):
+    """By their median, on the scale of the guess; another fidelity of the machine says how fast that is."""
+    guess = expected(dataset)
+    assert guess.source == "guessed"
+    assert guess.core_seconds[3] > 200 * guess.core_seconds[0], "64 atoms against 2"
+    took = labelled([2.0, 2.0, 8.0])
+    known = expected(dataset, measured=[took])
+    assert (known.source, known.n_labels, known.is_reliable) == ("measured", 3, False)
+    assert known.core_seconds[0] == pytest.approx(2.0, rel=0.5)
+    assert expected(dataset, measured=[labelled([2.0] * 12)]).is_reliable
+    spec = parse_fidelities({"lda": SPEC})["lda"]
+    factor = machine_factor({SETTINGS: spec}, {SETTINGS: pseudos()}, [took])
+    scaled = expected(dataset, other=factor, ecutwfc_ry=40)
+    assert scaled.source == "scaled"
+    np.testing.assert_allclose(scaled.core_seconds, factor * expected(dataset, ecutwfc_ry=40).core_seconds)
+    assert machine_factor({SETTINGS: spec}, {SETTINGS: pseudos()}, []) is None
+    assert expected(dataset, other=factor, input_dft="HSE").source == "unknown"
+
+
+def test_a_calculator_is_judged_by_the_number_of_atoms(dataset):
+    spec = parse_fidelities({"emt": {"engine": "ase", "calculator": "ase.calculators.emt.EMT"}})["emt"]
+    rows = np.arange(4)
+    unknown = expected_costs(dataset, rows, spec, SETTINGS, pseudos={})
+    assert (unknown.source, np.isnan(unknown.core_seconds).all()) == ("unknown", True)
+    known = expected_costs(dataset, rows, spec, SETTINGS, pseudos={}, measured=[labelled([1.0, 1.0])])
+    assert known.core_seconds.tolist() == pytest.approx([1.0, 1.0, 1.0, 1024.0])

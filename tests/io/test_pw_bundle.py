@@ -170,6 +170,17 @@ def test_a_job_that_runs_again_begins_where_it_was(tmp_path):
     assert read_frame(found[1]).output == "b"
 
 
+@pytest.mark.parametrize("shell", ["dash", "bash"])
+def test_no_frame_is_begun_when_the_time_is_up(tmp_path, shell):
+    (tmp_path / "inputs.tar.gz").write_bytes(pack_inputs(["a", "b", "c"]))
+    (tmp_path / "pseudo").mkdir()
+    script = bundle_script("sleep 1.1; cat aiida.in", side_by_side=1, max_seconds=1)
+    subprocess.run([shell, "-euc", script], cwd=tmp_path, check=True, timeout=60)
+    assert [path.name for path in (tmp_path / "done").iterdir()] == ["00000.tar.gz"]
+    assert not (tmp_path / "results.tar").exists()
+    assert begun_frames((tmp_path / "begun").read_text()) == [0]
+
+
 def test_inputs_are_an_archive_that_tar_reads():
     with tarfile.open(fileobj=io.BytesIO(gzip.decompress(pack_inputs(["a", "b"])))) as packed:
         assert packed.getnames() == ["00000.in", "00001.in"]

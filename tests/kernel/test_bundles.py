@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aiida_mlip.kernel.bundles import (
+    AT_ONCE,
     BUNDLE_CORE_SECONDS,
     CHEAP_CORE_SECONDS,
     MAX_BUNDLE,
     bundles_of,
-    guess_core_seconds,
     slices_of,
 )
 
@@ -44,12 +43,7 @@ def test_slices(n, size):
     assert all(len(part) == size for part in slices[:-1])
 
 
-def test_guess_grows_as_a_plane_wave_code_does():
-    base = {"n_electrons": np.array([32.0]), "volume": np.array([160.0]), "n_kpoints": np.array([8])}
-    one = guess_core_seconds(**base, ecutwfc_ry=30)[0]
-    assert one == pytest.approx(3.0)
-    assert guess_core_seconds(**base, ecutwfc_ry=120)[0] == pytest.approx(8 * one)
-    assert guess_core_seconds(**base, ecutwfc_ry=30, spin_polarized=True)[0] == pytest.approx(2 * one)
-    # a supercell twice as large, with half of the k-points
-    twice = {"n_electrons": np.array([64.0]), "volume": np.array([320.0]), "n_kpoints": np.array([4])}
-    assert guess_core_seconds(**twice, ecutwfc_ry=30)[0] == pytest.approx(4 * one)
+def test_bundles_run_side_by_side():
+    bundles, _ = bundles_of(np.full(900, 2.0))
+    assert AT_ONCE <= len(bundles) <= AT_ONCE + 1
+    assert bundles_of(np.full(40, 1.0)) == ([list(range(40))], []), "short ones stay together"

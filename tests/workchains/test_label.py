@@ -64,6 +64,7 @@ LDA = {
     "occupations": "fixed",
     "kpoints_distance_inv_ang": 0.6,
     "conv_thr_ry_per_atom": 1e-11,
+    "bundle_size": 1,
 }
 
 

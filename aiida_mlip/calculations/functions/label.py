@@ -16,7 +16,7 @@ from aiida.engine import ExitCode, calcfunction
 
 from aiida_mlip.calculations.functions.qe_labels import kpoints_label, outcome_of, parameters_label
 from aiida_mlip.data.batches import parse_batch, take_rows
-from aiida_mlip.data.bundling import bundled_rows
+from aiida_mlip.data.bundling import Expectation, bundled_rows, expected_costs, machine_factor
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.outcomes import with_outcomes
 from aiida_mlip.data.pw_inputs import frame_structure, mesh_of
@@ -31,6 +31,7 @@ from aiida_mlip.kernel.labelling import (
 from aiida_mlip.kernel.labelling import (
     isolated_atoms as isolated_atom_frames,
 )
+from aiida_mlip.kernel.scheduling import longest_first
 from aiida_mlip.protocols.fidelity import AseFidelity, Fidelity, QeFidelity, parse_fidelities, settings_hash
 
 #: Frames prepared and collected together by the QE engine: links per calculation stay few, partial results early.
@@ -50,8 +51,8 @@ def plan_labels(
     :param isolated_atoms: also label one isolated atom per species.
     :param sources: ``earlier_<i>``: datasets that hold labels already; ``upf_<i>_<symbol>``: all pseudopotentials of
         the family of the i-th fidelity; ``costs_<i>``: a dataset with measured costs of the i-th fidelity.
-    :returns: ``plan``, ``isolated`` (frames of isolated atoms, if wanted), ``batch_<i>``; those of frames that pw.x
-        labels in one job say ``bundle``.
+    :returns: ``plan`` (what is to be done and expected to cost), ``isolated`` (frames of isolated atoms, if wanted),
+        and ``batch_<i>``, the longest first; those of frames that pw.x labels in one job say ``bundle``.
     """
     specs = parse_fidelities(fidelities.get_dict())
     hashes = {name: settings_hash(spec, _md5s(sources, i)) for i, (name, spec) in enumerate(specs.items())}
@@ -63,24 +64,42 @@ def plan_labels(
         atoms = isolated_atom_frames(dataset.column("numbers"))
         result["isolated"] = DatasetData.from_frames(atoms)
         targets["isolated"] = (atoms.frame_id, np.flatnonzero(~contained(atoms.frame_id, frame_id)))
-    n_batches = 0
-    for i, (name, spec) in enumerate(specs.items()):
+    measured = [dataset, *(node for key, node in sources.items() if key.startswith(("earlier_", "costs_")))]
+    pseudos = {name: _upfs(sources, i) for i, name in enumerate(specs)}
+    other = machine_factor(
+        {hashes[name]: spec for name, spec in specs.items() if isinstance(spec, QeFidelity)},
+        {hashes[name]: pseudos[name] for name in specs},
+        measured,
+    )
+    batches: list[dict[str, Any]] = []
+    forecast: dict[str, Any] = {}
+    for name, spec in specs.items():
         known = np.concatenate([_known_ids(node, hashes[name]) for node in earlier])
         for source, (ids, rows) in targets.items():
             todo = rows[~contained(ids[rows], known)]
-            for part, bundle in _parts(dataset, source, todo, spec, hashes[name], sources, i):
-                batch = {
-                    "fidelity": name,
-                    "spec": spec.model_dump(mode="json"),
-                    "settings": hashes[name],
-                    "source": source,
-                    "rows": part.tolist(),
-                }
-                if isinstance(spec, QeFidelity):
-                    batch |= {"frame_ids": id_hex(ids[part]), "bundle": bundle}
-                result[f"batch_{n_batches:04d}"] = orm.Dict(batch)
-                n_batches += 1
-    result["plan"] = orm.Dict({"settings": hashes, "n_frames": len(targets["dataset"][1]), "n_batches": n_batches})
+            expected = Expectation(np.full(len(todo), np.nan), "unknown")
+            if source == "dataset":
+                expected = expected_costs(
+                    dataset, todo, spec, hashes[name], pseudos=pseudos[name], measured=measured, other=other
+                )
+                forecast[name] = _forecast(expected)
+            base = {"fidelity": name, "spec": spec.model_dump(mode="json"), "settings": hashes[name], "source": source}
+            batches += [
+                base | part for part in _parts(todo, ids, expected.core_seconds, spec, bundles=source == "dataset")
+            ]
+    # of jobs side by side the longest begin first, and those of which nothing is known before them
+    order = longest_first(np.array([_longest_job(batch) for batch in batches]))
+    result |= {f"batch_{number:04d}": orm.Dict(batches[i]) for number, i in enumerate(order)}
+    result["plan"] = orm.Dict(
+        {
+            "settings": hashes,
+            "n_frames": len(targets["dataset"][1]),
+            "n_batches": len(batches),
+            "n_labels": sum(len(batch["rows"]) for batch in batches),
+            "n_jobs": sum(1 if _is_one_job(batch) else len(batch["rows"]) for batch in batches),
+            "forecast": forecast,
+        }
+    )
     return result
 
 
@@ -120,7 +139,8 @@ def collect_labels(frames: DatasetData, batch: orm.Dict, **children: orm.Data) -
     :param children: for the i-th row of the batch ``structure_<i>``, and, where they exist, ``parameters_<i>`` and
         ``trajectory_<i>`` of a finished pw.x calculation, or ``retrieved_<i>`` of a failed one. Those of calculations
         of an earlier campaign have the prefix ``reused_``.
-    :returns: ``dataset`` and ``report``: counts and what is known about each failure.
+    :returns: ``dataset`` and ``report``: counts and what is known about each failure, and under ``again`` the frames of
+        the batch that something from outside ended, if they were not tried twice.
     """
     content = batch.get_dict()
     spec = parse_batch(content)
@@ -144,6 +164,8 @@ def collect_labels(frames: DatasetData, batch: orm.Dict, **children: orm.Data) -
         "reused": sum(o.reused and not o.failure for o in outcomes),
         "failures": failures,
     }
+    if not content.get("tries") and (not isinstance(spec, QeFidelity) or spec.max_iterations > 1):
+        report["again"] = [index for index, o in zip(started, outcomes, strict=True) if o.again]
     return {"dataset": node, "report": orm.Dict(report)}
 
 
@@ -183,15 +205,32 @@ def divide_batch(batch: orm.Dict, **known: orm.StructureData) -> dict[str, orm.D
 
 @calcfunction
 def frames_alone(batch: orm.Dict, report: orm.Dict | None = None) -> dict[str, orm.Data]:
-    """Frames of a bundle that are tried again, each in a job of its own.
+    """Frames that are tried again, those of pw.x each in a job of its own.
 
-    :param batch: what the bundle was given.
+    :param batch: what the bundle, or the jobs, were given.
     :param report: what it left: the frames under ``again``; without it all frames.
     :returns: ``batch``.
     """
     content = batch.get_dict()
     chosen = range(len(content["rows"])) if report is None else report.get_dict()["again"]
-    return {"batch": orm.Dict(_part_of(content, list(chosen)) | {"bundle": False})}
+    return {"batch": orm.Dict(_part_of(content, list(chosen)) | {"bundle": False, "tries": 1})}
+
+
+@calcfunction
+def unlabelled_part(frames: DatasetData, batch: orm.Dict, **earlier: DatasetData) -> dict[str, orm.Data] | ExitCode:
+    """The frames of a batch that no other campaign has labelled by now.
+
+    :param frames: what the rows of the batch refer to.
+    :param earlier: datasets with labels.
+    :returns: ``batch``, or exit code 320 if nothing is left.
+    """
+    content = batch.get_dict()
+    known = np.concatenate([_known_ids(node, content["settings"]) for node in earlier.values()])
+    ids = frames.column("frame_id")[np.array(content["rows"], dtype=int)]
+    left = np.flatnonzero(~contained(ids, known)).tolist()
+    if not left:
+        return ExitCode(320, "all frames of the batch are labelled")
+    return {"batch": orm.Dict(_part_of(content, left))}
 
 
 @calcfunction
@@ -240,34 +279,72 @@ def assemble_labels(dataset: DatasetData, plan: orm.Dict, **sources: orm.Data) -
 
 
 def _md5s(sources: Mapping[str, orm.Data], index: int) -> dict[str, str]:
+    return {symbol: node.md5 for symbol, node in _upfs(sources, index).items()}
+
+
+def _upfs(sources: Mapping[str, orm.Data], index: int) -> dict[str, orm.Data]:
     prefix = f"upf_{index}_"
-    return {key.removeprefix(prefix): node.md5 for key, node in sources.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): node for key, node in sources.items() if key.startswith(prefix)}
+
+
+def _forecast(expected: Expectation) -> dict[str, Any]:
+    """What the labels of a fidelity are expected to cost, for people."""
+    known = np.isfinite(expected.core_seconds)
+    return {
+        "n_labels": len(known),
+        "n_expected": int(known.sum()),
+        "core_seconds": float(f"{expected.core_seconds[known].sum():.3g}"),
+        "source": expected.source,
+        "n_measured": expected.n_labels,
+        "spread": float(f"{expected.spread:.3g}") if expected.is_reliable else None,
+    }
 
 
 def _parts(
-    dataset: DatasetData,
-    source: str,
-    todo: np.ndarray,
-    spec: Fidelity,
-    settings: str,
-    sources: Mapping[str, orm.Data],
-    index: int,
-) -> list[tuple[np.ndarray, bool]]:
-    """Rows of each batch of a fidelity, and whether one job of pw.x labels them all."""
-    bundles: list[list[int]] = []
+    todo: np.ndarray, ids: np.ndarray, core_seconds: np.ndarray, spec: Fidelity, *, bundles: bool
+) -> list[dict[str, Any]]:
+    """Rows of each batch of a fidelity, the longest first, what they are expected to cost, and whether it is a bundle.
+
+    :param todo: (n,) rows to label.
+    :param ids: frame ids of all rows.
+    :param core_seconds: (n,) expected of ``todo``.
+    :param bundles: whether frames may share a job of pw.x.
+    """
+    order = longest_first(core_seconds)
+    todo, core_seconds = todo[order], core_seconds[order]
+    together: list[list[int]] = []
     alone = list(range(len(todo)))
-    if isinstance(spec, QeFidelity) and source == "dataset" and spec.bundle_size != 1 and len(todo):
-        pseudos = {key.rpartition("_")[2]: node for key, node in sources.items() if key.startswith(f"upf_{index}_")}
-        measured = [node for key, node in sources.items() if key == f"costs_{index}" or key.startswith("earlier_")]
-        bundles, alone = bundled_rows(dataset, todo, spec, settings, pseudos=pseudos, measured=[dataset, *measured])
+    if isinstance(spec, QeFidelity) and bundles and len(todo):
+        together, alone = bundled_rows(core_seconds, spec.bundle_size)
     size = spec.batch_size if isinstance(spec, AseFidelity) else QE_BATCH
-    single = [todo[alone[start : start + size]] for start in range(0, len(alone), size)]
-    return [(todo[rows], True) for rows in bundles] + [(rows, False) for rows in single]
+    parts = [(part, True) for part in together]
+    parts += [(alone[start : start + size], False) for start in range(0, len(alone), size)]
+    result = []
+    for part, bundle in parts:
+        content: dict[str, Any] = {
+            "rows": todo[part].tolist(),
+            "expected": [float(f"{cost:.3g}") if np.isfinite(cost) else None for cost in core_seconds[part]],
+        }
+        if isinstance(spec, QeFidelity):
+            content |= {"frame_ids": id_hex(ids[todo[part]]), "bundle": bundle}
+        result.append(content)
+    return result
+
+
+def _is_one_job(batch: Mapping[str, Any]) -> bool:
+    return bool(batch.get("bundle")) or batch["spec"]["engine"] == "ase"
+
+
+def _longest_job(batch: Mapping[str, Any]) -> float:
+    """Expected core-seconds of the longest job of a batch; NaN where nothing is known."""
+    costs = np.array([np.nan if cost is None else cost for cost in batch["expected"]])
+    return float(costs.sum() if _is_one_job(batch) else costs[0])
 
 
 def _part_of(content: Mapping[str, Any], indices: Sequence[int]) -> dict[str, Any]:
     """Content of a batch of some of the frames of another."""
-    columns = {key: [content[key][i] for i in indices] for key in ("rows", "frame_ids") if key in content}
+    names = ("rows", "frame_ids", "expected")
+    columns = {key: [content[key][i] for i in indices] for key in names if key in content}
     return {**content, **columns}
 
 

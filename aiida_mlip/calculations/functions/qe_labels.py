@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from aiida import orm
 from aiida.common.links import LinkType
 
 from aiida_mlip.data.batches import job_texts
+from aiida_mlip.data.label_costs import job_core_seconds
 from aiida_mlip.data.outcomes import UNCONVERGED, Outcome, judged
 from aiida_mlip.kernel.failures import classify, summary_line
 from aiida_mlip.kernel.frames import Failure, Frames
 from aiida_mlip.kernel.units import GPA
+
+#: Failures of which something from outside may be the cause, and what pw.x or the shell say if it is not.
+_CUT_OFF: Final[frozenset[Failure]] = frozenset({Failure.CRASHED, Failure.PARSE})
+_SAYS_WHY: Final[re.Pattern[str]] = re.compile(r"Error in routine|command not found|could not find or execute")
 
 
 def kpoints_label(mesh: Sequence[int]) -> str:
@@ -70,6 +76,7 @@ def _success(
 def _failure(calculation: orm.CalcJobNode) -> Outcome:
     """Class of a calculation that ran and failed, from its exit code and all it printed."""
     texts = job_texts(calculation)
+    again = False
     if calculation.exit_status == 0:
         # pw.x was content, the workchain around it was not: too few bands, say
         failure = Failure.IMPLAUSIBLE
@@ -77,7 +84,18 @@ def _failure(calculation: orm.CalcJobNode) -> Outcome:
     else:
         failure = Failure.KILLED if calculation.is_killed else classify(calculation.exit_status, *texts)
         message = summary_line(*texts) or str(calculation.exit_message or calculation.exception or "")
-    return Outcome(failure=failure, uuid=calculation.uuid, cost=_core_seconds(calculation), message=message)
+        again = failure in _CUT_OFF and not any(_SAYS_WHY.search(text) for text in texts)
+    cost = _core_seconds(calculation)
+    return Outcome(failure=failure, uuid=calculation.uuid, cost=cost, message=message, again=again)
+
+
+def may_come_again(process: orm.ProcessNode) -> bool:
+    """Whether what ended a label process that failed came from outside: a kill, damaged files, an exception."""
+    jobs = [job for job in process.called if isinstance(job, orm.CalcJobNode)]
+    last = max(jobs, key=lambda job: job.pk) if jobs else process
+    if isinstance(last, orm.CalcJobNode) and "retrieved" in last.outputs:
+        return _failure(last).again
+    return bool(last.is_excepted or process.is_excepted)
 
 
 def _vanished(node: orm.Data) -> Outcome:
@@ -90,7 +108,10 @@ def _vanished(node: orm.Data) -> Outcome:
     killed = last.is_killed or process.is_killed
     message = str(last.exception or last.exit_message or process.exception or process.exit_message or "")
     return Outcome(
-        failure=Failure.KILLED if killed else Failure.SUBMISSION, uuid=last.uuid, message=message.strip()[-200:]
+        failure=Failure.KILLED if killed else Failure.SUBMISSION,
+        uuid=last.uuid,
+        message=message.strip()[-200:],
+        again=not killed and bool(last.is_excepted or process.is_excepted),
     )
 
 
@@ -115,17 +136,6 @@ def _converged(parameters: Mapping[str, Any]) -> bool:
 def _core_seconds(calculation: orm.CalcJobNode) -> float:
     """Wall time times cores of all runs of the frame, NaN when none is known."""
     runs = calculation.caller.called if calculation.caller is not None else [calculation]
-    times = []
-    for run in runs:
-        if isinstance(run, orm.CalcJobNode) and "output_parameters" in run.outputs:
-            wall = run.outputs.output_parameters.get_dict().get("wall_time_seconds")
-            if wall is not None:
-                times.append(float(wall) * _cores(run))
-    return sum(times) if times else np.nan
-
-
-def _cores(calculation: orm.CalcJobNode) -> int:
-    resources = calculation.get_option("resources") or {}
-    per_machine = resources.get("num_mpiprocs_per_machine") or 1
-    ranks = resources.get("tot_num_mpiprocs") or resources.get("num_machines", 1) * per_machine
-    return int(ranks * (resources.get("num_cores_per_mpiproc") or 1))
+    times = [job_core_seconds(run) for run in runs if isinstance(run, orm.CalcJobNode)]
+    known = [seconds for seconds in times if np.isfinite(seconds)]
+    return sum(known) if known else np.nan

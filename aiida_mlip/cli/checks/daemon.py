@@ -1,7 +1,8 @@
 """The daemon: is it running, do its workers listen to the broker, is there a slot free, is any process stranded.
 
 A broker that was restarted alone is up, the daemon is up, and nothing ever runs: its workers do not subscribe again.
-What tells is the number of task subscribers that the broker counts.
+What tells is the number of task subscribers that the broker counts. A worker whose database session broke is up too,
+and no longer answers for the processes that it has.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from aiida_mlip.cli.checks import Finding
-from aiida_mlip.data.task_queue import read_tasks, tasks_folder
+from aiida_mlip.data.task_queue import read_tasks, silent_processes, tasks_folder
 
 if TYPE_CHECKING:
     from aiida.brokers import Broker
@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 SETTLING_S = 15.0
 #: A process younger than this (s) may be on its way into the queue.
 FRESH_S = 20.0
-#: How many unexplained processes are asked whether they live.
-MAX_ASKED = 20
+#: How many processes are asked whether they live.
+MAX_ASKED = 50
+#: What mends all that is found here, and subjects that it mends while the daemon runs on.
+CURE = "aiida-mlip recover"
+SLOTS, PAUSED = "worker slots", "paused processes"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class DaemonState:
     :ivar broker: ``up``, ``down``, ``none``, or ``other`` for one that is not embedded.
     :ivar status: status of the embedded broker, as its file says.
     :ivar tasks: pks of the processes in its queue, those in work included.
+    :ivar in_work: pks of those that a worker has taken.
     :ivar slots: processes that one worker takes at a time.
     """
 
@@ -48,6 +52,7 @@ class DaemonState:
     broker: str
     status: dict[str, Any]
     tasks: tuple[int, ...]
+    in_work: tuple[int, ...]
     slots: int
 
 
@@ -66,8 +71,8 @@ def read_daemon_state() -> DaemonState:
     slots = int(get_config_option("daemon.worker_process_slots"))
     broker = manager.get_broker()
     if broker is None:
-        return DaemonState(False, None, (), 0.0, "none", {}, (), slots)
-    kind, status, tasks = _read_broker(broker)
+        return DaemonState(False, None, (), 0.0, "none", {}, (), (), slots)
+    kind, status, tasks, in_work = _read_broker(broker)
     running, error, ages = False, None, {}
     try:
         info = manager.get_daemon_client().get_worker_info(timeout=10).get("info", {})
@@ -76,7 +81,8 @@ def read_daemon_state() -> DaemonState:
         pass
     except DaemonException as exception:
         error = str(exception)
-    return DaemonState(running, error, tuple(ages), min(ages.values(), default=0.0), kind, status, tasks, slots)
+    youngest = min(ages.values(), default=0.0)
+    return DaemonState(running, error, tuple(ages), youngest, kind, status, tasks, in_work, slots)
 
 
 def _is_alive(pid: int) -> bool:
@@ -87,18 +93,18 @@ def _is_alive(pid: int) -> bool:
     return True
 
 
-def _read_broker(broker: Broker) -> tuple[str, dict[str, Any], tuple[int, ...]]:
+def _read_broker(broker: Broker) -> tuple[str, dict[str, Any], tuple[int, ...], tuple[int, ...]]:
     from aiida.brokers.zeromq.broker import ZeromqBroker
     from aiida.brokers.zeromq.service import ZeromqBrokerService
     from aiida.manage import get_config, get_manager
 
     if not isinstance(broker, ZeromqBroker):
-        return "other" if broker.check_service_reachable() else "down", {}, ()
+        return "other" if broker.check_service_reachable() else "down", {}, (), ()
     folder = get_config().filepaths(get_manager().get_profile())["broker_service"]["dir"]
     layout = ZeromqBrokerService.FilepathLayout(folder)
     kind = "up" if broker.check_service_reachable() else "down"
     status = json.loads(layout.status_file.read_text()) if layout.status_file.exists() else {}
-    return kind, status, read_tasks(tasks_folder())
+    return kind, status, read_tasks(tasks_folder()), read_tasks(tasks_folder(), ("processing",))
 
 
 def check_daemon() -> Iterator[Finding]:
@@ -110,26 +116,27 @@ def check_daemon() -> Iterator[Finding]:
     if not state.running:
         yield _not_running(state)
     elif not state.workers:
-        yield Finding("daemon", "fix", "it is running, and none of its workers is alive", "verdi daemon restart")
+        yield Finding("daemon", "fix", "it is running, and none of its workers is alive", CURE)
     else:
         yield Finding("daemon", "ok", f"running, {len(state.workers)} worker(s)")
         yield _listening(state)
         yield from _free_slots(state)
     yield from _stranded(state)
+    yield from _paused()
 
 
 def _not_running(state: DaemonState) -> Finding:
     waiting = len(state.tasks)
     if state.error is not None:
-        return Finding("daemon", "fix", f"does not answer: {state.error}", "verdi daemon stop; verdi daemon start")
+        return Finding("daemon", "fix", f"does not answer: {state.error}", CURE)
     if waiting:
-        return Finding("daemon", "fix", f"stopped, and {waiting} process(es) wait for it", "verdi daemon start")
+        return Finding("daemon", "fix", f"stopped, and {waiting} process(es) wait for it", CURE)
     return Finding("daemon", "note", "stopped: `verdi run` works, submitting needs it", "verdi daemon start")
 
 
 def _listening(state: DaemonState) -> Finding:
     if state.broker == "down":
-        return Finding("broker", "fix", "the daemon is running without it", "verdi daemon restart")
+        return Finding("broker", "fix", "the daemon is running without it", CURE)
     if state.broker == "other":
         return Finding(
             "broker", "note", "reachable; whether workers subscribe is not visible from here", "verdi status"
@@ -140,7 +147,7 @@ def _listening(state: DaemonState) -> Finding:
     message = f"{subscribers} of {len(state.workers)} worker(s) listen to it"
     if state.uptime_s < SETTLING_S:
         return Finding("broker", "note", f"{message}: the daemon started {state.uptime_s:.0f} s ago", "repeat in 15 s")
-    return Finding("broker", "fix", f"{message}: submitted jobs stay Created for ever", "verdi daemon restart")
+    return Finding("broker", "fix", f"{message}: submitted jobs stay Created for ever", CURE)
 
 
 def _free_slots(state: DaemonState) -> Iterator[Finding]:
@@ -150,32 +157,60 @@ def _free_slots(state: DaemonState) -> Iterator[Finding]:
     message = f"{taken} of {total} taken"
     if taken >= total:
         message += f", {waiting} process(es) wait; parents that wait for their children keep theirs: a deadlock"
-        yield Finding("worker slots", "fix", message, "verdi daemon incr 1")
+        yield Finding(SLOTS, "fix", message, CURE)
     elif taken >= 0.8 * total:
-        yield Finding("worker slots", "note", message, "verdi daemon incr 1")
+        yield Finding(SLOTS, "note", message, "verdi daemon incr 1")
     else:
-        yield Finding("worker slots", "ok", message)
+        yield Finding(SLOTS, "ok", message)
 
 
 def _stranded(state: DaemonState) -> Iterator[Finding]:
-    """Processes that are neither finished nor in the queue: a terminal runs them, or nobody does."""
+    """Processes that have not ended and that nobody runs: not in the queue and in no terminal, or lost by a worker."""
     if state.broker == "other":
         return
-    unexplained = sorted(set(active_processes(older_than_s=FRESH_S)) - set(state.tasks))
-    if not unexplained:
-        yield Finding("processes", "ok", f"{len(state.tasks)} with the daemon, none stranded")
-        return
-    shown = ", ".join(str(pk) for pk in unexplained[:8]) + (" ..." if len(unexplained) > 8 else "")
+    active = set(active_processes(older_than_s=FRESH_S))
+    unexplained = sorted(active - set(state.tasks))
     if state.broker == "down":
-        message = f"{len(unexplained)} not finished and not queued (pk {shown}): a terminal runs them, or nobody does"
-        yield Finding("processes", "note", message, "if nobody does: verdi process repair; verdi daemon start")
+        if unexplained:
+            message = (
+                f"{len(unexplained)} not finished and not queued (pk {_shown(unexplained)}): a terminal runs them, "
+            )
+            yield Finding("processes", "note", message + "or nobody does", f"if nobody does: {CURE}")
         return
-    dead = sorted(pk for pk in unexplained[:MAX_ASKED] if not answers(pk))
+    settled = state.running and state.uptime_s > FRESH_S
+    taken = sorted(active & set(state.in_work)) if settled else []
+    silent = silent_processes([*unexplained[:MAX_ASKED], *taken[:MAX_ASKED]])
+    dead = [pk for pk in silent if pk in unexplained]
+    lost = [pk for pk in silent if pk in taken and is_active(pk)]
     if dead:
-        message = f"{len(dead)} stranded, nobody runs them (pk {', '.join(str(pk) for pk in dead[:8])})"
-        yield Finding("processes", "fix", message, "verdi daemon stop; verdi process repair; verdi daemon start")
-    else:
-        yield Finding("processes", "ok", f"{len(state.tasks)} with the daemon, {len(unexplained)} in a terminal")
+        yield Finding("processes", "fix", f"{len(dead)} stranded, nobody runs them (pk {_shown(dead)})", CURE)
+    if lost:
+        message = f"{len(lost)} were taken by a worker that no longer answers for them (pk {_shown(lost)}): wedged"
+        yield Finding("processes", "fix", message, CURE)
+    if not (dead or lost):
+        in_terminal = f"{len(unexplained)} in a terminal" if unexplained else "none stranded"
+        yield Finding("processes", "ok", f"{len(state.tasks)} with the daemon, {in_terminal}")
+
+
+def _paused() -> Iterator[Finding]:
+    """Processes that AiiDA has paused: five times in a row a job could not be uploaded, submitted or fetched."""
+    from aiida import orm
+
+    filters = {**_ACTIVE, "attributes.paused": True}
+    found = orm.QueryBuilder().append(
+        orm.ProcessNode, filters=filters, project=["id", "attributes.process_status"]
+    )  # the status says which of these failed
+    if rows := found.all():
+        status = f", e.g. {str(rows[0][1])[:80]!r}" if rows[0][1] else ""
+        message = f"{len(rows)} (pk {_shown([pk for pk, _ in rows])}){status}"
+        yield Finding(PAUSED, "fix", message, CURE)
+
+
+def _shown(pks: Sequence[int]) -> str:
+    return ", ".join(str(pk) for pk in pks[:8]) + (" ..." if len(pks) > 8 else "")
+
+
+_ACTIVE = {"attributes.process_state": {"in": ["created", "waiting", "running"]}}
 
 
 def active_processes(*, older_than_s: float) -> Sequence[int]:
@@ -184,25 +219,12 @@ def active_processes(*, older_than_s: float) -> Sequence[int]:
 
     from aiida import orm
 
-    filters = {
-        "attributes.process_state": {"in": ["created", "waiting", "running"]},
-        "ctime": {"<": datetime.now(tz=UTC) - timedelta(seconds=older_than_s)},
-    }
+    filters = {**_ACTIVE, "ctime": {"<": datetime.now(tz=UTC) - timedelta(seconds=older_than_s)}}
     return list(orm.QueryBuilder().append(orm.ProcessNode, filters=filters, project="id").all(flat=True))
 
 
-def answers(pk: int, *, timeout_s: float = 2.0) -> bool:
-    """Whether a process is alive in some worker or terminal: it answers through the broker.
+def is_active(pk: int) -> bool:
+    """Whether a process has not ended, by now."""
+    from aiida import orm
 
-    Children that run inside their parent's function (calcfunctions) do not listen; a minute is all they live.
-    """
-    from aiida.manage import get_manager
-
-    future = get_manager().get_process_controller().get_status(pk)
-    try:
-        future.result(timeout=timeout_s)
-    except FutureTimeoutError:
-        return True  # it has a subscriber, which is busy
-    except Exception:  # noqa: BLE001 - each broker has its own error for "no such recipient"
-        return False
-    return True
+    return bool(orm.QueryBuilder().append(orm.ProcessNode, filters={**_ACTIVE, "id": pk}).count())
