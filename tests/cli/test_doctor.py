@@ -140,8 +140,10 @@ def test_a_broker_that_came_back_alone_is_seen_and_a_restart_cures_it(daemon_mac
     machine.doctor_until(lambda finding: finding["state"] == "ok", "broker", timeout_s=60)
     os.kill(machine.broker_pid(), signal.SIGKILL)
     finding = machine.doctor_until(lambda finding: finding["state"] == "fix", "broker", timeout_s=60)
-    assert finding["cure"] == "verdi daemon restart"
-    machine.verdi("daemon", "restart")
+    assert finding["cure"] == "aiida-mlip recover"
+    done = machine.call("aiida-mlip", "recover", "--yes")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "they listen to the broker" in done.stdout
     machine.doctor_until(lambda finding: finding["state"] == "ok", "broker", timeout_s=60)
 
 
@@ -155,7 +157,9 @@ def test_slots_that_parents_hold_while_their_children_wait(machine):
         pk = machine.shell(ADD).split()[-1]
         finding = machine.doctor_until(lambda finding: finding["state"] == "fix", "worker slots", timeout_s=60)
         assert "1 of 1 taken, 1 process(es) wait" in finding["message"]
-        machine.verdi("daemon", "incr", "1")
+        assert finding["cure"] == "aiida-mlip recover"
+        done = machine.call("aiida-mlip", "recover", "--yes")
+        assert "more worker(s)" in done.stdout, done.stdout + done.stderr
         deadline = time.monotonic() + 60
         while "Finished [0]" not in machine.verdi("process", "show", pk) and time.monotonic() < deadline:
             time.sleep(1)
@@ -175,7 +179,7 @@ def test_no_worker_then_no_daemon_then_a_process_that_nobody_runs(daemon_machine
     pk = machine.shell(ADD).split()[-1]
     machine.verdi("daemon", "stop")
     stopped = machine.doctor_until(lambda finding: finding["state"] == "fix", "daemon", timeout_s=60)
-    assert (stopped["message"], stopped["cure"]) == ("stopped, and 1 process(es) wait for it", "verdi daemon start")
+    assert (stopped["message"], stopped["cure"]) == ("stopped, and 1 process(es) wait for it", "aiida-mlip recover")
 
     # A wedge leaves a process that is not finished, and in no queue.
     (task,) = machine.folder.glob(".aiida/broker/*/storage/tasks/*/*.json")
@@ -183,7 +187,10 @@ def test_no_worker_then_no_daemon_then_a_process_that_nobody_runs(daemon_machine
     machine.verdi("daemon", "start")
     stranded = machine.doctor_until(lambda finding: finding["state"] == "fix", "processes", timeout_s=60)
     assert f"pk {pk}" in stranded["message"]
-    assert "verdi process repair" in stranded["cure"]
+    assert stranded["cure"] == "aiida-mlip recover"
+    done = machine.call("aiida-mlip", "recover", "--yes")
+    assert "1 process(es) that nobody ran put back into the queue" in done.stdout, done.stdout + done.stderr
+    machine.doctor_until(lambda finding: finding["state"] == "ok", "processes", timeout_s=90)
 
 
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=6), st.booleans())

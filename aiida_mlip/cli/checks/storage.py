@@ -58,7 +58,7 @@ def check_journal() -> Iterator[Finding]:
         "database",
         "fix",
         f"SQLite journal mode is `{mode}`: one slow reader blocks every writer, and processes get stuck",
-        f"verdi -p {profile.name} daemon stop; aiida-mlip -p {profile.name} setup",
+        "aiida-mlip recover",
     )
 
 
