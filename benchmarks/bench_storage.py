@@ -54,8 +54,8 @@ def copied(source: Path, root: Path) -> None:
 def give_work_directories(database: Path, computer: int) -> None:
     connection = sqlite3.connect(database)
     jobs = connection.execute(
-        "SELECT job.id, job.uuid, link.output_id FROM db_dblink AS link JOIN db_dbnode AS job ON job.id = link.input_id "
-        "WHERE link.type = 'create' AND link.label = 'remote_folder'"
+        "SELECT job.id, job.uuid, link.output_id FROM db_dblink AS link "
+        "JOIN db_dbnode AS job ON job.id = link.input_id WHERE link.type = 'create' AND link.label = 'remote_folder'"
     ).fetchall()
     paths = [(f"/scratch/{uuid[:2]}/{uuid[2:4]}/{uuid[4:]}", computer, remote) for _, uuid, remote in jobs]
     connection.executemany(

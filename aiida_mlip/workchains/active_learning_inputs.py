@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from aiida import orm
 
+from aiida_mlip.calculations.explore import ExploreCalculation
+from aiida_mlip.calculations.options import check_job_options
 from aiida_mlip.errors import MlipError
 from aiida_mlip.protocols.active_learning import ActiveLearningSettings, active_learning_settings
 from aiida_mlip.protocols.promote import check_promotion
@@ -43,6 +45,8 @@ def validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
             return f"explorations.{name}: unknown {', '.join(unknown)}; known are {', '.join(EXPLORATION)}"
         if not isinstance(given["spec"], orm.Dict) or given["spec"].get_dict().get("watch") is None:
             return f"explorations.{name}.spec.watch: missing, without it nothing would ever be found uncertain"
+        if (problem := _options_problem(given.get("options"), f"explorations.{name}.options")) is not None:
+            return problem
     if settings.fragment is not None and settings.fragment.get("completion") == "crystal" and not inputs.get("hosts"):
         return "hosts: missing, settings.fragment.completion crystal needs the crystal"
     for name, given in (inputs.get("explored") or {}).items():
@@ -58,6 +62,15 @@ def validate_inputs(inputs: Mapping[str, Any], _: Any) -> str | None:
         if not potential.has_grades:
             return f"potentials.{name}: it has no grades; leave it out, and the first round begins with training"
     return _validate_dataset(inputs)
+
+
+def _options_problem(options: orm.Dict | None, where: str) -> str | None:
+    """What is wrong with the options of the jobs of an exploration."""
+    try:
+        check_job_options({} if options is None else options.get_dict(), ExploreCalculation, where)
+    except MlipError as error:
+        return str(error)
+    return None
 
 
 def _validate_promotion(settings: ActiveLearningSettings, inputs: Mapping[str, Any]) -> str | None:

@@ -11,6 +11,7 @@ from aiida.engine import ExitCode, ToContext, if_
 from aiida_mlip.calculations.bake import BakeCalculation
 from aiida_mlip.calculations.evaluate import EvaluateCalculation
 from aiida_mlip.calculations.functions.allocate import CHEAP, DEAR, MIN_MEMBERS, allocate_labels, plan_allocation
+from aiida_mlip.calculations.options import options_validator
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.errors import InvalidInputError, MlipError
@@ -60,7 +61,13 @@ class AllocateWorkChain(SubmitOnceWorkChain):
         spec.input(
             "evaluation", valid_type=orm.Dict, required=False, help="Settings of the evaluations: `device`, `mode`, ..."
         )
-        spec.input("options", valid_type=orm.Dict, required=False, help="Scheduler options of their jobs.")
+        spec.input(
+            "options",
+            valid_type=orm.Dict,
+            required=False,
+            validator=options_validator(EvaluateCalculation),
+            help="Scheduler options of their jobs.",
+        )
         spec.inputs.validator = _validate_inputs
 
         spec.outline(

@@ -10,6 +10,7 @@ from aiida.engine import CalcJob, ExitCode, ProcessBuilder, if_, while_
 
 from aiida_mlip.calculations.explore import ExploreCalculation, validate_explore_inputs
 from aiida_mlip.calculations.functions.explore import join_explorations
+from aiida_mlip.calculations.options import options_validator
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -50,7 +51,13 @@ class ExploreWorkChain(SubmitOnceWorkChain):
             ExploreCalculation, include=(*_PASSED_ON, "committee", "restart"), namespace_options={"validator": None}
         )
         spec.input("codes.explore", valid_type=orm.AbstractCode, help="The program aiida-mlip-explore.")
-        spec.input("options", valid_type=orm.Dict, required=False, help="Options of the job. Default: one core.")
+        spec.input(
+            "options",
+            valid_type=orm.Dict,
+            required=False,
+            validator=options_validator(ExploreCalculation),
+            help="Options of the job. Default: one core.",
+        )
         spec.input(
             "max_jobs",
             valid_type=orm.Int,

@@ -11,6 +11,7 @@ from aiida.engine import ExitCode, ToContext, if_
 
 from aiida_mlip.calculations.functions.embedding import carve_ladder, measure_embedding
 from aiida_mlip.calculations.functions.fragment import carve_fragments
+from aiida_mlip.calculations.options import options_validator
 from aiida_mlip.calculations.relax_fragments import RelaxFragmentsCalculation
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
@@ -64,7 +65,13 @@ class FragmentWorkChain(SubmitOnceWorkChain):
         spec.input(
             "codes.fragment", valid_type=orm.AbstractCode, required=False, help="The program aiida-mlip-fragment."
         )
-        spec.input("options", valid_type=orm.Dict, required=False, help="Options of its job. Default: one core.")
+        spec.input(
+            "options",
+            valid_type=orm.Dict,
+            required=False,
+            validator=options_validator(RelaxFragmentsCalculation),
+            help="Options of its job. Default: one core.",
+        )
         spec.input(
             "gate",
             valid_type=orm.Dict,

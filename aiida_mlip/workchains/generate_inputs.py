@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from aiida import orm
 from ase.data import chemical_symbols
 
 from aiida_mlip.calculations.dynamics_inputs import check_potential
-from aiida_mlip.calculations.explore import validate_explore_inputs
+from aiida_mlip.calculations.explore import ExploreCalculation, validate_explore_inputs
 from aiida_mlip.calculations.functions.generate import seed_frames
-from aiida_mlip.calculations.functions.generate_stages import CODES, distinct, merged_settings, options_by_code
+from aiida_mlip.calculations.functions.generate_stages import distinct, merged_settings, options_by_code
 from aiida_mlip.calculations.metadynamics import MetadynamicsCalculation, validate_metadynamics_inputs
+from aiida_mlip.calculations.options import check_job_options
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import InvalidInputError, MlipError, ProtocolError
 from aiida_mlip.kernel.frames import Frames, concatenate
@@ -27,6 +28,9 @@ from aiida_mlip.protocols.generate import AnyStep, parse_generate, stage_steps
 from aiida_mlip.protocols.model import check_name
 from aiida_mlip.protocols.stages import StageStep, without_sections
 from aiida_mlip.workchains.label_inputs import check_options, check_pseudos, settings_hashes
+
+#: Code -> its jobs, but for pw.x.
+_JOBS: Final[Mapping[str, Any]] = {"metadynamics": MetadynamicsCalculation, "explore": ExploreCalculation}
 
 
 def validate_generate_inputs(inputs: Mapping[str, Any], namespace: Any) -> str | None:
@@ -209,6 +213,4 @@ def _check_all_options(stages: Mapping[int, StageStep], inputs: Mapping[str, Any
         if code == "pw" and used:
             check_options(given, "qe")
         elif used:
-            valid = list(MetadynamicsCalculation.spec().inputs["metadata"]["options"])
-            for key in given:
-                check_name("option", key, [*valid, *CODES], where=f"options of {code}")
+            check_job_options(given, _JOBS[code], f"options of {code}")

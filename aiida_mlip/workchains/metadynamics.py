@@ -10,6 +10,7 @@ from aiida.engine import ExitCode, ProcessBuilder, WorkChain, if_, while_
 
 from aiida_mlip.calculations.functions.metadynamics import join_runs
 from aiida_mlip.calculations.metadynamics import MetadynamicsCalculation, validate_metadynamics_inputs
+from aiida_mlip.calculations.options import options_validator
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -36,7 +37,13 @@ class MetadynamicsWorkChain(WorkChain):
             MetadynamicsCalculation, include=(*_PASSED_ON, "bias"), namespace_options={"validator": None}
         )
         spec.input("codes.metadynamics", valid_type=orm.AbstractCode, help="The program aiida-mlip-metadynamics.")
-        spec.input("options", valid_type=orm.Dict, required=False, help="Options of the job. Default: one core.")
+        spec.input(
+            "options",
+            valid_type=orm.Dict,
+            required=False,
+            validator=options_validator(MetadynamicsCalculation),
+            help="Options of the job. Default: one core.",
+        )
         spec.input(
             "max_jobs",
             valid_type=orm.Int,

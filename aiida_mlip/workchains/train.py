@@ -13,13 +13,14 @@ from aiida_mlip.calculations.bake import BakeCalculation
 from aiida_mlip.calculations.evaluate import EvaluateCalculation
 from aiida_mlip.calculations.functions.calibrate import calibrate, judge_potential
 from aiida_mlip.calculations.functions.train import plan_training, planned_split, tabulate
+from aiida_mlip.calculations.nequip_train import NequipTrainCalculation
+from aiida_mlip.calculations.options import options_validator
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.training_set import check_initial_potential
 from aiida_mlip.errors import InvalidInputError, MlipError, SpeciesError
 from aiida_mlip.io.nequip_config import check_overrides
 from aiida_mlip.kernel.training import training_fidelity
-from aiida_mlip.protocols.model import check_name
 from aiida_mlip.protocols.train import train_settings
 from aiida_mlip.workchains.nequip_base import NequipBaseWorkChain
 from aiida_mlip.workchains.submit_once import SubmitOnceWorkChain
@@ -78,10 +79,16 @@ class TrainWorkChain(SubmitOnceWorkChain):
             "options.train",
             valid_type=orm.Dict,
             required=False,
-            validator=_validate_options,
+            validator=options_validator(NequipTrainCalculation),
             help="Scheduler options of a training: resources, ...",
         )
-        spec.input("options.evaluate", valid_type=orm.Dict, required=False, help="Scheduler options of an evaluation.")
+        spec.input(
+            "options.evaluate",
+            valid_type=orm.Dict,
+            required=False,
+            validator=options_validator(EvaluateCalculation),
+            help="Scheduler options of an evaluation.",
+        )
         spec.input(
             "max_concurrent",
             valid_type=orm.Int,
@@ -506,16 +513,6 @@ class TrainWorkChain(SubmitOnceWorkChain):
 def _validate_settings(value: orm.Dict, _: Any) -> str | None:
     try:
         check_overrides(train_settings(value.get_dict()).model_dump())
-    except MlipError as error:
-        return str(error)
-    return None
-
-
-def _validate_options(value: orm.Dict, _: Any) -> str | None:
-    known = list(EvaluateCalculation.spec().inputs["metadata"]["options"])
-    try:
-        for name in value.get_dict():
-            check_name("option", name, known, where="options")
     except MlipError as error:
         return str(error)
     return None

@@ -17,6 +17,7 @@ from aiida_mlip.calculations.functions.validate import (
     property_values,
     transfer_relaxed,
 )
+from aiida_mlip.calculations.options import options_validator
 from aiida_mlip.calculations.resources import ONE_CORE
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
@@ -64,7 +65,13 @@ class ValidateWorkChain(SubmitOnceWorkChain):
         )
         spec.input("codes.evaluate", valid_type=orm.AbstractCode, required=False, help="aiida-mlip-evaluate.")
         spec.input("codes.explore", valid_type=orm.AbstractCode, required=False, help="aiida-mlip-explore.")
-        spec.input("options", valid_type=orm.Dict, required=False, help="Options of the jobs of these codes.")
+        spec.input(
+            "options",
+            valid_type=orm.Dict,
+            required=False,
+            validator=options_validator(EvaluateCalculation),
+            help="Options of the jobs of these codes.",
+        )
         spec.inputs.validator = validate_inputs
 
         spec.outline(
