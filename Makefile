@@ -4,6 +4,7 @@
 #   make demo     the main job on silicon: DFT labels, a trained potential, its errors; a second run labels nothing
 #   make test     the test suite, real pw.x, nequip-train and daemon included
 #   make test-fuzz  a hundred thousand damaged files through every reader and parser (two minutes of a quiet machine)
+#   make test-services  on PostgreSQL and RabbitMQ, jobs through a Slurm cluster and SSH: all brought up for it and taken down (root)
 #   make check    lint, format, types, layers, dependencies, spelling: what CI runs
 #   make docs     the documentation as HTML in docs/_build, a warning is an error
 #   make env      only the environment
@@ -23,7 +24,7 @@ export PYTHON VENV
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-fuzz check docs env env-demo bench clean system
+.PHONY: demo test test-services test-fuzz check docs env env-demo bench clean system
 
 demo: env-demo
 	@mkdir -p $(DEMO)/aiida/.aiida
@@ -40,6 +41,10 @@ check: $(VENV)/.complete
 	for tool in "ruff check" "ruff format --check" mypy lint-imports "deptry ." codespell; do \
 	    echo "== $$tool"; $$tool || status=1; \
 	done; exit $$status
+
+test-services: env
+	@scripts/install-services.sh
+	scripts/with_services.py -- pytest -p no:randomly tests/services
 
 test-fuzz: env
 	python benchmarks/fuzz.py

@@ -7,9 +7,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiida import orm
+from aiida.cmdline.utils.common import get_workchain_report
 from aiida.engine import submit
 
 #: Seconds that a job may take before a test gives up: no statement about speed.
@@ -41,11 +43,27 @@ def wait_until(check, what: str, patience_s: float = PATIENCE_S):
     pytest.fail(f"{what}: not within {patience_s} s\n" + squeue("--all", "--long"))
 
 
-def by_daemon(builder) -> orm.ProcessNode:
-    """Node of a process that the daemon has run to its end."""
-    node = submit(builder)
-    wait_until(lambda: node.is_terminated, f"the end of {node.process_label}<{node.pk}> ({node.process_state})")
-    return node
+def finished(*nodes: orm.ProcessNode) -> list[orm.ProcessNode]:
+    """The nodes once the daemon has run them to their end."""
+    for node in nodes:
+        wait_until(lambda node=node: node.is_terminated, f"the end of {node.process_label}<{node.pk}>")
+    return list(nodes)
+
+
+def by_daemon(*builders: Any) -> list[orm.ProcessNode]:
+    """Nodes of processes that the daemon has run to their end, side by side."""
+    return finished(*[submit(builder) for builder in builders])
+
+
+def story(node: orm.ProcessNode) -> str:
+    """How a process ended and what it has reported, for people."""
+    below = [(child.process_label, child.exit_status, child.exception) for child in node.called_descendants]
+    return f"{node.process_state} {node.exit_message} {node.exception} {below}\n{get_workchain_report(node, 'REPORT')}"
+
+
+def jobs(node: orm.ProcessNode) -> list[orm.CalcJobNode]:
+    """Jobs below a process, in the order in which they were made."""
+    return sorted((job for job in node.called_descendants if isinstance(job, orm.CalcJobNode)), key=lambda job: job.pk)
 
 
 def squeue(*options: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from services.process import free_ports, server, succeeds
 
-USER = "aiida"
+USER = "postgres"
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 #: Environment variable that every process started for the services has; its value is their folder.
 MARK = "MLIP_SERVICES"
 #: Seconds that a server has to start or to stop: far more than any needs, a loaded machine is slow.
-PATIENCE_S = 180.0
+PATIENCE_S = 300.0
 
 
 def free_ports(n: int) -> list[int]:

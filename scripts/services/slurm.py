@@ -14,8 +14,8 @@ from pathlib import Path
 
 from services.process import free_ports, server, succeeds
 
-#: Processors and memory (MB) that the node claims whatever the machine has: two jobs of two ranks fit everywhere.
-CPUS, MEMORY = 4, 16000
+#: Processors and memory (MB) that the node claims whatever the machine has: a few small jobs fit everywhere.
+CPUS, MEMORY = 16, 16000
 
 
 @contextmanager
@@ -101,7 +101,7 @@ InactiveLimit=0
 KillWait=5
 MinJobAge=3600
 SchedulerParameters=batch_sched_delay=0
-DefMemPerCPU=500
+DefMemPerCPU=100
 GresTypes=gpu
 NodeName={host} NodeAddr=127.0.0.1 CPUs={CPUS} RealMemory={MEMORY} Gres=gpu:1 State=UNKNOWN
 PartitionName=cpu Nodes={host} Default=YES MaxTime=60 State=UP OverSubscribe=NO

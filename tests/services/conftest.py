@@ -20,6 +20,8 @@ from aiida.engine.daemon.client import get_daemon_client
 from aiida.manage import get_manager
 from service_jobs import psql
 
+from aiida_mlip.cli.installation import ensure_pseudo_family
+
 BIN = Path(sys.executable).parent
 MPIRUN = "/usr/bin/mpirun.openmpi"
 
@@ -104,33 +106,37 @@ def slurm_computer(label: str, transport: str, workdir: Path) -> orm.Computer:
     return computer
 
 
-@pytest.fixture(params=["core.local", "core.ssh_async"])
-def cluster(request, workers, tmp_path_factory) -> orm.Computer:
+@pytest.fixture(scope="session")
+def clusters(workers, tmp_path_factory) -> dict[str, orm.Computer]:
     """The cluster, directly and through SSH."""
-    label = request.param.removeprefix("core.")
-    found = orm.QueryBuilder().append(orm.Computer, filters={"label": label}).first(flat=True)
-    return found or slurm_computer(label, request.param, tmp_path_factory.mktemp("scratch"))
+    transports = ["core.local", "core.ssh_async"]
+    return {
+        name: slurm_computer(name.removeprefix("core."), name, tmp_path_factory.mktemp("work")) for name in transports
+    }
 
 
-@pytest.fixture
-def codes(cluster):
-    """Codes on the cluster by what they do."""
+@pytest.fixture(scope="session")
+def codes(clusters) -> dict[str, dict[str, orm.InstalledCode]]:
+    """Codes on the cluster: by transport, by what they do."""
     programs = {
         "pw": (shutil.which("pw.x"), "quantumespresso.pw"),
         "train": (BIN / "nequip-train", "aiida_mlip.nequip_train"),
         "evaluate": (BIN / "aiida-mlip-evaluate", "aiida_mlip.evaluate"),
         "explore": (BIN / "aiida-mlip-explore", "aiida_mlip.explore"),
     }
-    found = {}
-    for name, (path, plugin) in programs.items():
-        if (
-            not orm.QueryBuilder()
-            .append(orm.Computer, filters={"id": cluster.pk}, tag="c")
-            .append(orm.InstalledCode, with_computer="c", filters={"label": name})
-            .count()
-        ):
-            orm.InstalledCode(
-                label=name, computer=cluster, filepath_executable=str(path), default_calc_job_plugin=plugin
+    return {
+        transport: {
+            name: orm.InstalledCode(
+                label=name, computer=computer, filepath_executable=str(path), default_calc_job_plugin=plugin
             ).store()
-        found[name] = orm.load_code(f"{name}@{cluster.label}")
-    return found
+            for name, (path, plugin) in programs.items()
+        }
+        for transport, computer in clusters.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def pseudo_family(aiida_profile) -> str:
+    """Label of a pseudopotential family with Debian's LDA silicon."""
+    ensure_pseudo_family("debian-lda", {"Si": Path("/usr/share/espresso/pseudo/Si.pz-vbc.UPF")})
+    return "debian-lda"
