@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import fuzz_bundles as bundles
 import fuzz_readers as files
 import numpy as np
 from fuzz_mutations import mutated
@@ -25,15 +26,19 @@ class Leftover:
 
     :param seeds: valid contents.
     :param temporary: it is not kept in the repository, see ``retrieve_temporary_list``.
+    :param damage: makes a damaged one, where that takes more than changing its bytes.
     """
 
     seeds: Callable[[], Sequence[bytes]]
     temporary: bool = False
     archive: bool = False
     document: bool = False
+    damage: Callable[[random.Random], bytes] | None = None
 
     def mutant(self, rng: random.Random) -> bytes:
         """Damaged content."""
+        if self.damage is not None:
+            return self.damage(rng)
         return mutated(rng, self.seeds(), archive=self.archive, document=self.document)
 
 
@@ -284,6 +289,14 @@ JOBS: tuple[Job, ...] = (
             "train.out": _TEXT,
         },
         _baking,
+    ),
+    Job(
+        "aiida_mlip.pw_bundle",
+        {
+            "results.tar": Leftover(bundles.results, damage=bundles.results_mutant),
+            "begun": Leftover(lambda: bundles.BEGUN),
+        },
+        bundles.batch,
     ),
     Job(
         "aiida_mlip.nequip_train",

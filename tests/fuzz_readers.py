@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import fuzz_bundles as bundles
 import numpy as np
 from fuzz_mutations import gzipped, mutated
 
@@ -27,6 +28,7 @@ class Target:
     :param name: of the reader; the file is called so as well.
     :param read: is given a path.
     :param seeds: valid files.
+    :param damage: makes a damaged one, where that takes more than changing its bytes.
     """
 
     name: str
@@ -34,9 +36,12 @@ class Target:
     seeds: Callable[[], Sequence[bytes]]
     archive: bool = False
     document: bool = False
+    damage: Callable[[random.Random], bytes] | None = None
 
     def mutant(self, rng: random.Random) -> bytes:
         """A damaged file."""
+        if self.damage is not None:
+            return self.damage(rng)
         return mutated(rng, self.seeds(), archive=self.archive, document=self.document)
 
     def accepts(self, path: Path, data: bytes) -> bool:
@@ -566,6 +571,11 @@ TARGETS: tuple[Target, ...] = (
     Target("job.yaml", _job, lambda: (JOB,)),
     Target("generate.yaml", _spec, lambda: (SPEC,)),
     Target("colvars.in", _colvars, lambda: (COLVARS,)),
+    Target("scf.xml", bundles.read_xml, lambda: bundles.xmls()[:4]),
+    Target("frame.tar.gz", bundles.read_archive, bundles.frame_archives, damage=bundles.frame_mutant),
+    Target("results.tar", bundles.read_results, bundles.results, damage=bundles.results_mutant),
+    Target("inputs.tar.gz", bundles.read_inputs, bundles.inputs),
+    Target("begun", bundles.read_begun, lambda: bundles.BEGUN),
     Target("bias.pmf", _pmf, lambda: (b"# d pmf\n0.1 2.0\n0.2 1.0\n",)),
 )
 
