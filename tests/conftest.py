@@ -84,7 +84,8 @@ def localhost(aiida_profile, tmp_path_factory):
     computer.set_default_mpiprocs_per_machine(1)
     computer.set_minimum_job_poll_interval(0)
     computer.set_prepend_text(
-        "export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
+        "export OMPI_MCA_ess_singleton_isolated=1 "
+        "OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 "
         "OMPI_MCA_rmaps_base_oversubscribe=1"
     )
     computer.store()

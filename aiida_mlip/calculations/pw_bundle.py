@@ -32,6 +32,8 @@ from aiida_mlip.io.pw_bundle import (
 )
 from aiida_mlip.protocols.fidelity import QeFidelity
 
+#: OpenMPI's pw.x without launcher starts a daemon of its own, which outlives a kill of pw.x and fills the memory.
+ALONE: Final[Mapping[str, str]] = {"OMPI_MCA_ess_singleton_isolated": "1"}
 #: So that programs started side by side by several launchers are not bound to the same core, whichever the launcher.
 UNBOUND: Final[Mapping[str, str]] = {
     "OMPI_MCA_hwloc_base_binding_policy": "none",
@@ -111,7 +113,7 @@ class PwBundleCalculation(CalcJob):
         script = bundle_script(
             self._run_line(slots),
             side_by_side=slots.side_by_side,
-            environment=UNBOUND if slots.side_by_side > 1 else None,
+            environment={**ALONE, **(UNBOUND if slots.side_by_side > 1 else {})},
             max_seconds=None if walltime is None else int(MAX_SECONDS_FACTOR * walltime),
         )
         folder.create_file_from_filelike(io.BytesIO(pack_inputs(texts)), INPUTS_FILE, mode="wb")

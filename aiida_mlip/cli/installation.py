@@ -155,9 +155,15 @@ def ensure_profile(name: str | None = None, *, dry_run: bool = False) -> Action:
 def launcher_environment() -> str:
     """Shell line for jobs on this machine: one thread per rank, jobs side by side, OpenMPI's permission for root.
 
-    By default OpenMPI binds the ranks of every small job to the same first cores, so that two jobs share one core.
+    By default OpenMPI binds the ranks of every small job to the same first cores, so that two jobs share one core; and
+    a program without launcher starts a daemon, which fills the memory when the program is killed.
     """
-    variables = ["OMP_NUM_THREADS=1", "OMPI_MCA_hwloc_base_binding_policy=none", "OMPI_MCA_rmaps_base_oversubscribe=1"]
+    variables = [
+        "OMP_NUM_THREADS=1",
+        "OMPI_MCA_hwloc_base_binding_policy=none",
+        "OMPI_MCA_rmaps_base_oversubscribe=1",
+        "OMPI_MCA_ess_singleton_isolated=1",
+    ]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         variables += ["OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"]
     return f"export {' '.join(variables)}"
