@@ -5,6 +5,7 @@
 #   make test     the test suite, real pw.x, nequip-train and daemon included
 #   make test-fuzz  a hundred thousand damaged files through every reader and parser (two minutes of a quiet machine)
 #   make test-services  on PostgreSQL and RabbitMQ, jobs through a Slurm cluster and SSH: all brought up for it and taken down (root)
+#   make test-faults  a hundred faults (kills, full disks, damaged files, lost jobs, locked database) in campaigns that run
 #   make check    lint, format, types, layers, dependencies, spelling: what CI runs
 #   make docs     the documentation as HTML in docs/_build, a warning is an error
 #   make env      only the environment
@@ -24,7 +25,7 @@ export PYTHON VENV
 export PATH := $(BIN):$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-services test-fuzz check docs env env-demo bench clean system
+.PHONY: demo test test-services test-faults test-fuzz check docs env env-demo bench clean system
 
 demo: env-demo
 	@mkdir -p $(DEMO)/aiida/.aiida
@@ -45,6 +46,9 @@ check: $(VENV)/.complete
 test-services: env
 	@scripts/install-services.sh
 	scripts/with_services.py -- pytest -p no:randomly tests/services
+
+test-faults: env
+	PYTHONPATH=tests python -m faults
 
 test-fuzz: env
 	python benchmarks/fuzz.py
