@@ -133,6 +133,8 @@ def events(root: orm.ProcessNode) -> list[Event]:
 def _written(job: orm.CalcJobNode) -> list[str]:
     """Files that a job has written in its folder, not those it was given."""
     folder = Path(job.get_remote_workdir())
+    if not folder.exists():
+        return []  # a workchain has cleaned it
     began = (folder / "_aiidasubmit.sh").stat().st_mtime
     return sorted(
         str(path.relative_to(folder))

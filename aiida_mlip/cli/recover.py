@@ -92,7 +92,7 @@ def _restart() -> Iterator[str]:
         yield "the daemon was not running, or did not answer"
     if ended := end_leftovers(profile):
         yield f"{ended} leftover worker(s) or broker ended"
-    get_manager().reset_communicator()
+    get_manager().reset_broker()
     get_manager().reset_profile_storage()  # an open session would hold the database
     database = database_of(profile)
     if database is not None and journal_mode(database) != "wal":

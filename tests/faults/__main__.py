@@ -9,7 +9,6 @@ lost, computed twice, or hung.
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,14 +76,15 @@ def _run(place: Place, given: argparse.Namespace) -> int:
     from faults.harness import Harness
 
     families = (program_faults, training_faults, scheduler_faults, daemon_faults, database_faults)
-    until = time.monotonic() + 60 * given.minutes if given.minutes else math.inf
-    harness = Harness(place, given.seed, until)
+    harness = Harness(place, given.seed)
     start, load = time.monotonic(), os.getloadavg()[0]
     broken: list[str] = []
-    for family in families:
-        names = [name for name in family.FAULTS if not given.only or any(name.startswith(o) for o in given.only)]
+    chosen = [(family, names) for family in families if (names := _chosen(family.FAULTS, given.only))]
+    for number, (family, names) in enumerate(chosen):
+        if given.minutes:
+            harness.until = start + 60 * given.minutes * (number + 1) / len(chosen)
         try:
-            family.run(harness, names, given.per_fault) if names else None
+            family.run(harness, names, given.per_fault)
         except Exception:  # noqa: BLE001 - what the others found is to be reported too
             traceback.print_exc()
             broken.append(family.__name__)
@@ -91,6 +92,10 @@ def _run(place: Place, given: argparse.Namespace) -> int:
     if broken:
         print(f"the harness itself broke in {', '.join(broken)}", file=sys.stderr)
     return 1 if broken else code
+
+
+def _chosen(faults: Sequence[str], only: Sequence[str]) -> list[str]:
+    return [name for name in faults if not only or any(name.startswith(begin) for begin in only)]
 
 
 def _report(harness: Harness, about: str, start: float) -> int:

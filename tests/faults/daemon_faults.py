@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Sequence
 
-from aiida import orm
 from faults.campaign import Campaign, wait
 from faults.harness import LIMIT_S, STALLED_S, Harness
 from killed_campaign import Event, events, wait_for
@@ -70,9 +69,7 @@ def _broker_alone(harness: Harness, pair: Sequence[Campaign]) -> None:
     while time.monotonic() < end and harness.place.broker_pid() == old:
         time.sleep(0.5)
     time.sleep(1)
-    from aiida.manage import get_manager
-
-    get_manager().reset_broker()
+    harness.place.reconnect()
     for each in pair:
         each.submit()
     _find_fix(harness, pair, "broker")
@@ -105,7 +102,4 @@ def _find_fix(harness: Harness, pair: Sequence[Campaign], subject: str, *, timeo
             harness.cure(pair)
             break
         time.sleep(2)
-    from aiida.manage import get_manager
-
-    get_manager().reset_broker()
-    orm.QueryBuilder().append(orm.Node).limit(1).all()
+    harness.place.reconnect()

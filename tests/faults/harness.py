@@ -45,14 +45,14 @@ class Harness:
         return random.Random(f"{self.seed} {fault} {number}")  # noqa: S311 - where to strike is no secret
 
     def campaign(
-        self, fault: str, number: int, *, order: Order = NOTHING, bundle: bool, at: int = 1, pause_s: float = 0.0,
-        tag: int = 0,
+        self, fault: str, number: int, *, order: Order = NOTHING, bundle: bool, at: Sequence[int] = (),
+        pause_s: float = 0.0, tag: int = 0, n: int = 0,
     ) -> Campaign:  # fmt: skip
         """A campaign with frames of its own, and a program of its own in the place of pw.x."""
         made = self._folder(fault, number, tag)
         program, append = write_program(made, order, at=at, pause_s=pause_s)
         seeds = [self.seed, sum(map(ord, fault)), number, tag]
-        frames = silicon(seeds, N_FRAMES if bundle else N_ALONE)
+        frames = silicon(seeds, n or (N_FRAMES if bundle else N_ALONE))
         given = inputs(self.place.code(program, append), frames, family=FAMILY, bundle=bundle)
         found = Campaign(fault, frames, given)
         self.campaigns.append(found)
@@ -87,6 +87,7 @@ class Harness:
         found = self.place.mend()
         if not found:
             self.place.call("aiida-mlip", "recover", "--yes", "--always")
+        self.place.reconnect()
         for each in campaigns:
             each.said.update(f"doctor: {subject}" for subject in found)
             each.cured_by = "recover" if found else "recover --always"
@@ -95,6 +96,7 @@ class Harness:
     def _begin_again(self, campaigns: Sequence[Campaign]) -> None:
         for each in campaigns:
             (self.folder_of(each) / "cured").touch()
+        self.place.reconnect()
         again = self.place.recover(*(each.pks[-1] for each in campaigns))
         for each, pk in zip(campaigns, again, strict=True):
             each.pks.append(pk)

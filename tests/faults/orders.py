@@ -1,6 +1,6 @@
 """A program in the place of pw.x that runs the real one, and does something to one of its calls.
 
-Each call counts itself. The order says what happens to the ``at``-th: it is killed, its memory or its disk ends, what
+Each call counts itself. The order says what happens to some of them: it is killed, its memory or its disk ends, what
 it leaves is cut off or overwritten. What was done is a line of the file ``injected``.
 """
 
@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 PRELUDE = """#!/bin/bash
-PW='{pw}' MARKS='{marks}' AT={at}
+PW='{pw}' MARKS='{marks}' AT=' {at} '
 sleep {pause}
 call=1
 while ! mkdir "$MARKS/call.$call" 2>/dev/null; do call=$((call + 1)); done
 injected() {{ echo "call $call: $*" >> "$MARKS/injected"; }}
+struck() {{ case "$AT" in *" $call "*) true ;; *) false ;; esac }}
 frame=$(grep -A3 ATOMIC_POSITIONS aiida.in | md5sum)
 job_shells() {{
     pid=$$
@@ -58,16 +60,16 @@ class Order:
     always: bool = False
 
 
-def write_program(folder: Path, order: Order, *, at: int, pause_s: float = 0.0) -> tuple[Path, str]:
+def write_program(folder: Path, order: Order, *, at: Sequence[int], pause_s: float = 0.0) -> tuple[Path, str]:
     """Write the program; its path, and what the code appends to the script of the job.
 
-    :param at: number of the call, from 1.
+    :param at: numbers of the calls, from 1.
     :param pause_s: slept in each call, so that there is a moment to do something from outside.
     """
     folder.mkdir(parents=True)
-    prelude = PRELUDE.format(pw=shutil.which("pw.x"), marks=folder, at=at, pause=pause_s)
+    prelude = PRELUDE.format(pw=shutil.which("pw.x"), marks=folder, at=" ".join(map(str, at)), pause=pause_s)
     path = folder / "pw.sh"
-    condition = "true" if order.always else '[ "$call" -eq "$AT" ]'
+    condition = "true" if order.always else "struck"
     path.write_text(f"{prelude}{DAMAGE}if {condition}; then\n{order.text or ':'}\nfi\n{RUN}")
     path.chmod(0o755)
     end = folder / "end.sh"
@@ -85,6 +87,9 @@ def injections(folder: Path) -> list[str]:
 
 _AFTER = '"$PW" "$@"\nstatus=$?\n{}\nexit $status\n'
 _XML = "out/aiida.save/data-file-schema.xml"
+
+
+_SPOILS = '[ -e results.tar ] && [ "$(cat "$MARKS/injected" 2> /dev/null | wc -l)" -lt 3 ]'
 
 
 def killed(rng: random.Random, *, bundle: bool) -> Order:
@@ -148,9 +153,7 @@ def truncated(rng: random.Random, *, bundle: bool) -> Order:
     """The XML file, the output, or the results of a bundle, cut off anywhere."""
     where = rng.randrange(20, 950)
     if bundle and rng.random() < 0.6:
-        return Order(
-            "truncated", at_end=f'[ -e results.tar ] && [ ! -e "$MARKS/injected" ] && cut_off results.tar {where}\n'
-        )
+        return Order("truncated", at_end=f"{_SPOILS} && cut_off results.tar {where}\n")
     name = rng.choice([_XML, "aiida.out"])
     return Order("truncated", _AFTER.format(f"cut_off {name} {where}"))
 
@@ -159,9 +162,7 @@ def corrupt(rng: random.Random, *, bundle: bool) -> Order:
     """64 bytes overwritten anywhere."""
     where = rng.randrange(20, 950)
     if bundle and rng.random() < 0.6:
-        return Order(
-            "corrupt", at_end=f'[ -e results.tar ] && [ ! -e "$MARKS/injected" ] && overwrite results.tar {where}\n'
-        )
+        return Order("corrupt", at_end=f"{_SPOILS} && overwrite results.tar {where}\n")
     name = rng.choice([_XML, "aiida.out"])
     return Order("corrupt", _AFTER.format(f"overwrite {name} {where}"))
 
@@ -178,7 +179,7 @@ def parser_error(rng: random.Random, *, bundle: bool) -> Order:
 def unconverged(rng: random.Random, *, bundle: bool) -> Order:
     """One frame whose scf never converges, until somebody does something about it (the file ``cured``)."""
     text = """
-[ "$call" -eq "$AT" ] && echo "$frame" > "$MARKS/frame"
+struck && echo "$frame" > "$MARKS/frame"
 if [ "$(cat "$MARKS/frame" 2>/dev/null)" = "$frame" ] && [ ! -e "$MARKS/cured" ]; then
     sed -i 's/electron_maxstep =.*/electron_maxstep = 2/' aiida.in
     injected two iterations at most

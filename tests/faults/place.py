@@ -95,7 +95,15 @@ class Place:
 
     def start_daemon(self) -> None:
         self.client().start_daemon()
+        self.reconnect()
         self.await_listening()
+
+    def reconnect(self) -> None:
+        """Forget the broker that was there: another one may have taken its place."""
+        from aiida.manage import get_manager
+
+        get_manager().reset_broker()
+        get_manager().reset_runner()
 
     def stop_daemon(self) -> None:
         from aiida.engine.daemon.client import DaemonException
