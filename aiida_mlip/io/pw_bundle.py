@@ -40,7 +40,9 @@ TIMES: Final[str] = "times"
 XML_NAMES: Final[tuple[str, ...]] = ("data-file-schema.xml", "data-file.xml")
 #: What a frame leaves may not be larger than this when unpacked (bytes): an XML file of 10,000 bands is 100 MB.
 MAX_FRAME_BYTES: Final[int] = 1 << 30
-_ARCHIVE: Final[re.Pattern[str]] = re.compile(r"(?:\./)?(\d{5,})\.tar\.gz")
+_ARCHIVE: Final[re.Pattern[str]] = re.compile(r"(?:\./)?([0-9]{5,9})\.tar\.gz")
+
+_NUMBER: Final[re.Pattern[str]] = re.compile("[0-9]{1,9}")
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def read_frame(content: bytes, *, source: str = "archive") -> FrameFiles:
 def begun_frames(text: str) -> list[int]:
     """Numbers of the frames that were begun, out of the file ``begun``; lines that make no sense are left out."""
     words = [line.split()[0] for line in text.splitlines() if line.strip()]
-    return [int(word) for word in words if word.isascii() and word.isdigit()]
+    return [int(word) for word in words if _NUMBER.fullmatch(word)]
 
 
 def bundle_script(

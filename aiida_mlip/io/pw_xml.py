@@ -62,7 +62,7 @@ def read_scf_xml(content: bytes, *, source: str = "data-file-schema.xml") -> Scf
         energy = _number(output.findtext("total_energy/etot"))
         with np.errstate(over="ignore"):  # what is no number in the end is no label
             return _converted(root, output, energy)
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, LookupError, ValueError) as error:  # LookupError: an encoding that nobody knows
         raise FileFormatError(f"{source}: {error}") from error
 
 

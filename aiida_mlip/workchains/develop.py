@@ -270,7 +270,7 @@ class DevelopWorkChain(SubmitOnceWorkChain):
     @staticmethod
     def forecast_active_learning(builder: Any) -> Forecast | None:  # Any: a ProcessBuilder
         """What the active learning of a job may take; None where there is none."""
-        if "explorations" not in (learning := dict(builder["active_learning"])):
+        if not (learning := dict(builder["active_learning"])).get("explorations"):
             return None
         return forecast({**learning, "label": builder["label"], "train": builder["train"]})
 

@@ -12,6 +12,7 @@ from ase.io import write
 from click.testing import CliRunner
 
 from aiida_mlip.cli.main import main
+from aiida_mlip.workchains.develop import DevelopWorkChain
 
 JOB = {
     "structures": ["cu.xyz"],
@@ -59,3 +60,9 @@ def test_wrong_job_files_are_refused_with_the_reason(job, message, tmp_path):
     assert message in result.output
     assert "Traceback" not in result.output
     assert orm.QueryBuilder().append(orm.ProcessNode).count() == before
+
+
+def test_a_job_without_active_learning_has_no_forecast(aiida_profile):
+    builder = DevelopWorkChain.get_builder()
+    assert "explorations" in builder["active_learning"]
+    assert DevelopWorkChain.forecast_active_learning(builder) is None

@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 from aiida import orm
 from aiida.common.links import LinkType
@@ -16,6 +17,7 @@ from aiida.engine import WorkChain, run_get_node
 from aiida.manage.caching import enable_caching
 from aiida.plugins import CalculationFactory
 from aiida.tools import delete_nodes
+from ase.build import bulk
 from click.testing import CliRunner
 from emt_frames import emt_frames
 
@@ -26,6 +28,7 @@ from aiida_mlip.data.lineage import lineage
 from aiida_mlip.data.provenance import audit
 from aiida_mlip.data.storage import repository, storage
 from aiida_mlip.data.work_directories import REASONS, work_directories
+from aiida_mlip.kernel.frames import from_ase
 from aiida_mlip.workchains.label import LabelWorkChain
 
 Add = CalculationFactory("core.arithmetic.add")
@@ -335,3 +338,22 @@ def test_bad_arguments(aiida_profile):
     assert "no process '999999999'" in call("clean", "--workchain", "999999999").output
     number = orm.Int(3).store()
     assert "not a process" in call("clean", "--workchain", number.pk).output
+
+
+@pytest.mark.qe
+def test_the_charge_density_of_a_label_is_kept(pw_code, pseudo_family, tmp_path):
+    level = {"engine": "qe", "protocol": "fast", "pseudo_family": pseudo_family, "ecutwfc_ry": 8, "bundle_size": 1}
+    level |= {"occupations": "fixed", "kpoints_distance_inv_ang": 3.0}
+    stash = {"source_list": ["out/aiida.save/charge-density.*"], "target_base": str(tmp_path), "stash_mode": "copy"}
+    results, labelling = run_get_node(
+        LabelWorkChain,
+        dataset=DatasetData.from_frames(from_ase([bulk("Si", a=5.4)])),
+        fidelities=orm.Dict({"lda": level}),
+        codes={"pw": pw_code},
+        options=orm.Dict({"qe": {"stash": stash}}),
+    )
+    assert np.isfinite(results["dataset"].frames().energy).all()
+    (job,) = [each for each in labelling.called_descendants if isinstance(each, orm.CalcJobNode)]
+    kept_at = Path(job.outputs.remote_stash.target_basepath)
+    assert not folder(job).exists(), "labels of single jobs are cleaned by their workchain"
+    assert (kept_at / "out" / "aiida.save" / "charge-density.dat").stat().st_size > 1000

@@ -21,6 +21,8 @@ from aiida_mlip.io.documents import brief, clipped_lines, parse_json, parse_yaml
 from aiida_mlip.io.extxyz import parse_comment, read_extxyz
 from aiida_mlip.io.large_frames import read_large_frame
 from aiida_mlip.io.model_package import read_package
+from aiida_mlip.io.pw_bundle import begun_frames, index_of
+from aiida_mlip.io.pw_xml import read_scf_xml
 from aiida_mlip.io.readers import read_path
 from aiida_mlip.io.shards import read_foreign_shard, write_shard
 
@@ -272,3 +274,15 @@ def test_a_stress_without_a_volume(tmp_path: Path) -> None:
     (tmp_path / "pw.out").write_bytes(flat)
     with pytest.raises(FileFormatError, match="without a volume"):
         read_path(tmp_path / "pw.out", fidelity="pbe")
+
+
+def test_an_encoding_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(FileFormatError, match=r"scf\.xml: unknown encoding: klingon"):
+        read_scf_xml(b'<?xml version="1.0" encoding="klingon"?><a/>', source="scf.xml")
+
+
+def test_numbers_of_frames_are_short() -> None:
+    assert begun_frames(f"00001 1.5\n{'9' * 5000} 2.5\n00002 3.5\n") == [1, 2]
+    assert index_of(f"{'9' * 5000}.tar.gz") is None
+    assert index_of("٠٠٠٠٣.tar.gz") is None
+    assert index_of("./00003.tar.gz") == 3
