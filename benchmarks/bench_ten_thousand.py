@@ -2,8 +2,10 @@
 
 Run: ``python benchmarks/bench_ten_thousand.py [--frames 10000] [--batch-size 20] [--workers 2]``. Copper, the EMT of
 ASE as the teacher, one job per batch, by the daemon of a fresh `verdi presto` profile; with ``--profile NAME`` by that
-of a profile that is there (of AIIDA_PATH), which should be new. Prints the table of ``docs/benchmarks.md``: on a
-machine that does other work besides, CPU seconds of the workers tell more than those on the clock.
+of a profile that is there (of AIIDA_PATH), which should be new; with ``--services`` by that of one on PostgreSQL and
+RabbitMQ: ``scripts/with_services.py --only postgresql,rabbitmq -- python benchmarks/bench_ten_thousand.py --services``.
+Prints the table of ``docs/benchmarks.md``: on a machine that does other work besides, CPU seconds of the workers tell
+more than those on the clock.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from ase.build import bulk
-from profile_here import BIN, temporary_profile
+from profile_here import BIN, profile_on_services, temporary_profile
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -176,15 +178,16 @@ def main() -> None:
     parser.add_argument("--concurrent", type=int, default=8, help="jobs alive at once")
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
     parser.add_argument("--profile", help="one that is there, instead of a fresh `verdi presto` profile")
+    parser.add_argument("--services", action="store_true", help="one on the services of scripts/with_services.py")
     arguments = parser.parse_args()
-    profile = nullcontext(Path(os.environ.get("AIIDA_PATH", "."))) if arguments.profile else temporary_profile()
-    with profile as root:
+    made = profile_on_services if arguments.services else temporary_profile
+    with nullcontext(Path(os.environ.get("AIIDA_PATH", "."))) if arguments.profile else made() as root:
         from aiida import load_profile, orm  # not before AIIDA_PATH is set
         from aiida.engine import submit
 
         if arguments.profile:
             load_profile(arguments.profile)
-        else:
+        elif not arguments.services:
             from aiida_mlip.cli.installation import set_journal_mode
 
             (database,) = root.glob(".aiida/repository/sqlite_dos_*/database.sqlite")

@@ -33,6 +33,40 @@ def temporary_profile() -> Iterator[Path]:
 
 
 @contextmanager
+def profile_on_services() -> Iterator[Path]:
+    """The same on the PostgreSQL and RabbitMQ that ``scripts/with_services.py`` has started."""
+    root = Path(tempfile.mkdtemp(prefix="aiida-mlip-bench-"))
+    (root / ".aiida").mkdir()
+    os.environ["AIIDA_PATH"] = str(root)
+    database = root.name.replace("-", "_").lower()
+    storage = {
+        "hostname": os.environ["PGHOST"],
+        "port": os.environ["PGPORT"],
+        "username": os.environ["PGUSER"],
+        "password": os.environ["PGPASSWORD"],
+        "name": database,
+    }
+    person = ["--email=a@b.org", "--first-name=A", "--last-name=B", "--institution=C", "--broker=none"]
+    setup = [f"--database-{key}={value}" for key, value in storage.items()] + [f"--repository-uri=file://{root}/files"]
+    verdi = str(BIN / "verdi")
+    broker = ["core.rabbitmq", "-f", "-n", "--broker-host=127.0.0.1", f"--broker-port={os.environ['AMQP_PORT']}"]
+    try:
+        for command in (
+            ["psql", "-d", "postgres", "-c", f"CREATE DATABASE {database}"],
+            [verdi, "profile", "setup", "core.psql_dos", "-n", "--profile-name=bench", *person, *setup],
+            [verdi, "profile", "configure-broker", *broker, "bench"],
+            [verdi, "config", "set", "warnings.rabbitmq_version", "false"],
+        ):
+            subprocess.run(command, check=True, capture_output=True)
+        from aiida import load_profile
+
+        load_profile("bench")
+        yield root
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@contextmanager
 def kept_profile(root: Path) -> Iterator[Path]:
     """The profile in a folder, made on first use, loaded; it stays, for what is in it need not be computed again."""
     fresh = not (root / ".aiida" / "config.json").exists()

@@ -45,7 +45,7 @@ def main() -> int:
     for each in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.default_int_handler)
     # short: the path of a socket has at most 107 characters
-    folder = Path(tempfile.mkdtemp(prefix="mlip-services-"))
+    folder = Path(tempfile.mkdtemp(prefix="mlip-services-", dir="/tmp"))
     folder.chmod(0o711)
     env = {**os.environ, MARK: str(folder)}
     try:
