@@ -104,7 +104,7 @@ class MultiFidelitySettings(SpecModel):
     fidelities: Annotated[tuple[str, ...], Field(min_length=2)]
     method: Literal["embedding", "pooled"] = "embedding"
     num_features: Count = 8
-    target_share: Fraction = 1 / 3
+    target_share: Fraction = 0.5
 
     @model_validator(mode="after")
     def _one_index_each(self) -> MultiFidelitySettings:

@@ -34,7 +34,7 @@ TINY = {
     "model": {"cutoff_ang": 4.0, "num_features": 4, "num_layers": 1, "l_max": 1, "radial_mlp_width": 4},
     "split": {"test": 0.0, "val": 0.25},
 }
-SEVERAL = {"fidelities": [LOW, HIGH], "num_features": 2}
+SEVERAL = {"fidelities": [LOW, HIGH], "num_features": 2, "target_share": 1 / 3}
 #: A training that changes next to nothing: what it begins with is what it ends with.
 STILL = {"max_epochs": 1, "optimizer": {"schedule": "constant", "learning_rate": 1e-7}}
 
