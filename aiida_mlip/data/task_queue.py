@@ -51,10 +51,12 @@ def silent_processes(pks: Collection[int], *, timeout_s: float = 2.0) -> list[in
 
     :param timeout_s: one that has not answered by then is there, and busy.
     """
+    from aiida.brokers.zeromq.broker import ZeromqBroker
     from aiida.manage import get_manager
 
-    if get_manager().get_broker() is None:
-        return sorted(pks)
+    broker = get_manager().get_broker()
+    if broker is None or (isinstance(broker, ZeromqBroker) and not broker.check_service_reachable()):
+        return sorted(pks)  # nobody can be asked; to wait for a broker that was not started would take ten seconds
     controller = get_manager().get_process_controller()
     asked = {}
     silent = []
