@@ -88,5 +88,5 @@ def check_disk() -> Iterator[Finding]:
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = shutil.disk_usage(there).free / 1e9
         state = "fix" if free < TOO_FEW_GB else "note" if free < FEW_GB else "ok"
-        cure = None if state == "ok" else "verdi calcjob cleanworkdir -p 7; verdi storage maintain"
+        cure = None if state == "ok" else "aiida-mlip storage"
         yield Finding("disk", state, f"{what}: {free:.0f} GB free in {there}", cure)  # type: ignore[arg-type] # a str
