@@ -174,7 +174,7 @@ def _follow(root: orm.ProcessNode, path: tuple[str, ...]) -> orm.ProcessNode | N
     return node
 
 
-_STATES = ("uploading", "submitting", "withscheduler", "stashing", "retrieving", "parsing")
+_STATES = ("uploading", "unstashing", "submitting", "withscheduler", "stashing", "retrieving", "parsing")
 
 
 def _has_come(node: orm.ProcessNode, event: Event) -> bool:
@@ -221,7 +221,7 @@ def kill_job(job: orm.CalcJobNode, *, whole: bool) -> list[str]:
                 except ProcessLookupError:
                     continue
             return [name for _, name in chosen]
-        if (state := job.get_state()) is not None and state.value in _STATES[3:]:
+        if (state := job.get_state()) is not None and state.value in _STATES[4:]:
             return []
         time.sleep(LOOK_S)
     return []

@@ -6,11 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from aiida import orm
+from aiida.manage import get_manager
 from ase.build import bulk
+from sqlalchemy.exc import OperationalError
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.kernel.frames import Failure, Frames, from_ase
@@ -67,6 +70,7 @@ class Campaign:
     :param said: how the fault was named.
     :param cured_by: what was necessary, besides waiting.
     :param hung: it did not end.
+    :param folder: of the program in the place of pw.x.
     """
 
     fault: str
@@ -78,6 +82,7 @@ class Campaign:
     hung: bool = False
     injected: int = 0
     seconds: float = 0.0
+    folder: Path | None = None
 
     @property
     def node(self) -> Any:
@@ -101,15 +106,21 @@ def wait(campaigns: Iterable[Campaign], *, limit_s: float, stalled_s: float) -> 
     waiting = list(campaigns)
     start = time.monotonic()
     last, since = None, start
-    while waiting := [each for each in waiting if not each.node.is_terminated]:
+    newest = orm.QueryBuilder().append(orm.Node, project=["mtime", "id"]).order_by({orm.Node: {"mtime": "desc"}})
+    newest.limit(1)
+    while True:
         now = time.monotonic()
-        newest = orm.QueryBuilder().append(orm.Node, project=["mtime", "id"]).order_by({orm.Node: {"mtime": "desc"}})
-        if (seen := newest.limit(1).all()) != last:
-            last, since = seen, now
+        try:
+            waiting = [each for each in waiting if not each.node.is_terminated]
+            if (seen := newest.all()) != last:
+                last, since = seen, now
+        except OperationalError:  # locked: for a while, or wedged
+            get_manager().get_profile_storage().get_session().rollback()
+        if not waiting:
+            return True
         if now - since > stalled_s or now - start > limit_s:
             return False
         time.sleep(1)
-    return True
 
 
 def labels(dataset: DatasetData) -> Labels:

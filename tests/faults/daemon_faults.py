@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from faults.campaign import Campaign, wait
-from faults.harness import LIMIT_S, STALLED_S, Harness
+from faults.harness import LIMIT_S, STALLED_S, Harness, reconnect, slowness
 from killed_campaign import Event, events, wait_for
 
 FAULTS = ("daemon worker killed", "broker killed", "broker back without its workers", "all slots taken")
@@ -44,7 +44,7 @@ def _events(harness: Harness) -> dict[int, list[Event]]:
     for tag, bundle in enumerate((True, False)):
         probe = harness.campaign("undisturbed", 0, bundle=bundle, pause_s=PAUSE_S, tag=tag)
         probe.submit()
-        if not wait([probe], limit_s=LIMIT_S, stalled_s=STALLED_S):
+        if not wait([probe], limit_s=slowness() * LIMIT_S, stalled_s=slowness() * STALLED_S):
             raise RuntimeError("the undisturbed campaign did not end")
         found[tag] = [event for event in events(probe.node) if not event.name.startswith("work/")]
     return found
@@ -69,7 +69,7 @@ def _broker_alone(harness: Harness, pair: Sequence[Campaign]) -> None:
     while time.monotonic() < end and harness.place.broker_pid() == old:
         time.sleep(0.5)
     time.sleep(1)
-    harness.place.reconnect()
+    reconnect()
     for each in pair:
         each.submit()
     _find_fix(harness, pair, "broker")
@@ -90,9 +90,10 @@ def _restart(harness: Harness, *, slots: int) -> None:
     get_config().set_option("daemon.worker_process_slots", slots, scope="faults")
     get_config().store()
     harness.place.start_daemon()
+    reconnect()
 
 
-def _find_fix(harness: Harness, pair: Sequence[Campaign], subject: str, *, timeout_s: float = 60) -> None:
+def _find_fix(harness: Harness, pair: Sequence[Campaign], subject: str, *, timeout_s: float = 90) -> None:
     """Wait until the doctor sees it, and recover; a campaign that ended before needs nothing."""
     from aiida_mlip.cli.checks.daemon import check_daemon
 
@@ -102,4 +103,4 @@ def _find_fix(harness: Harness, pair: Sequence[Campaign], subject: str, *, timeo
             harness.cure(pair)
             break
         time.sleep(2)
-    harness.place.reconnect()
+    reconnect()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from faults.campaign import Campaign, inputs
-from faults.harness import Harness
+from faults.harness import Harness, reconnect
 from faults.place import FAMILY
 from killed_campaign import calls
 
@@ -78,6 +78,7 @@ def _set_journal(harness: Harness, mode: str) -> None:
     get_manager().reset_profile_storage()
     set_journal_mode(database(harness), mode)
     harness.place.start_daemon()
+    reconnect()
 
 
 def _two_at_once(harness: Harness, number: int) -> list[Campaign]:

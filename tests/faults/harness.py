@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections import Counter
@@ -10,12 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from aiida.manage import get_manager
 from faults.campaign import N_ALONE, N_FRAMES, Campaign, Labels, inputs, names_of_failures, silicon, wait
 from faults.orders import NOTHING, Order, write_program
 from faults.place import FAMILY, Place
 
-#: Seconds without a change in the database after which something has to be done, and that a campaign may take.
+#: Seconds without a change in the database after which something has to be done, and that campaigns may take, on a
+#: machine that has nothing else to do.
 STALLED_S, LIMIT_S = 20.0, 240.0
+
+
+def slowness() -> float:
+    """How much longer things take than on a quiet machine."""
+    return max(1.0, os.getloadavg()[0] / (2 * (os.cpu_count() or 1)))
 
 
 @dataclass
@@ -54,7 +62,7 @@ class Harness:
         seeds = [self.seed, sum(map(ord, fault)), number, tag]
         frames = silicon(seeds, n or (N_FRAMES if bundle else N_ALONE))
         given = inputs(self.place.code(program, append), frames, family=FAMILY, bundle=bundle)
-        found = Campaign(fault, frames, given)
+        found = Campaign(fault, frames, given, folder=made)
         self.campaigns.append(found)
         return found
 
@@ -62,14 +70,11 @@ class Harness:
         name = fault.replace(" ", "-").replace(".", "")
         return self.place.folder / "programs" / f"{name}-{number}-{tag}"
 
-    def folder_of(self, campaign: Campaign) -> Path:
-        return Path(str(campaign.inputs["codes"]["pw"].filepath_executable)).parent
-
     def bring_home(self, campaigns: Sequence[Campaign], *, rounds: int = 4) -> None:
         """Wait; where nothing goes on, or ended without all labels, ask the doctor and use the one cure."""
         started = time.monotonic()
         for _ in range(rounds):
-            ended = wait(campaigns, limit_s=LIMIT_S, stalled_s=STALLED_S)
+            ended = wait(campaigns, limit_s=slowness() * LIMIT_S, stalled_s=slowness() * STALLED_S)
             todo = [each for each in campaigns if not each.complete]
             if not todo:
                 break
@@ -87,7 +92,7 @@ class Harness:
         found = self.place.mend()
         if not found:
             self.place.call("aiida-mlip", "recover", "--yes", "--always")
-        self.place.reconnect()
+        reconnect()
         for each in campaigns:
             each.said.update(f"doctor: {subject}" for subject in found)
             each.cured_by = "recover" if found else "recover --always"
@@ -95,12 +100,19 @@ class Harness:
 
     def _begin_again(self, campaigns: Sequence[Campaign]) -> None:
         for each in campaigns:
-            (self.folder_of(each) / "cured").touch()
-        self.place.reconnect()
+            if each.folder is not None:
+                (each.folder / "cured").touch()
+        reconnect()
         again = self.place.recover(*(each.pks[-1] for each in campaigns))
         for each, pk in zip(campaigns, again, strict=True):
             each.pks.append(pk)
             each.cured_by = "recover PK" if each.cured_by == "itself" else f"{each.cured_by}, then PK"
+
+
+def reconnect() -> None:
+    """Forget the broker that was there: another one may have taken its place."""
+    get_manager().reset_broker()
+    get_manager().reset_runner()
 
 
 #: A family: runs some injections of each of its faults.

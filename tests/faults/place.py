@@ -54,7 +54,6 @@ class Place:
         computer = orm.load_computer("localhost")
         computer.set_minimum_job_poll_interval(1)
         computer.configure(safe_interval=0, use_login_shell=False)
-        self.computer = computer
 
     def call(self, program: str, *arguments: str, check: bool = True) -> str:
         """Run a program of this environment with the profile; what it printed."""
@@ -82,7 +81,7 @@ class Place:
 
         self._n_codes += 1
         return orm.InstalledCode(
-            label=f"pw-{self._n_codes}", computer=self.computer, filepath_executable=str(program),
+            label=f"pw-{self._n_codes}", computer=orm.load_computer("localhost"), filepath_executable=str(program),
             default_calc_job_plugin="quantumespresso.pw", with_mpi=False, append_text=append_text,
         ).store()  # fmt: skip
 
@@ -95,15 +94,7 @@ class Place:
 
     def start_daemon(self) -> None:
         self.client().start_daemon()
-        self.reconnect()
         self.await_listening()
-
-    def reconnect(self) -> None:
-        """Forget the broker that was there: another one may have taken its place."""
-        from aiida.manage import get_manager
-
-        get_manager().reset_broker()
-        get_manager().reset_runner()
 
     def stop_daemon(self) -> None:
         from aiida.engine.daemon.client import DaemonException

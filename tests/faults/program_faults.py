@@ -36,5 +36,5 @@ def run(harness: Harness, names: Sequence[str], per_fault: int) -> None:
         harness.place.end_orphans()
         (harness.place.folder / "lost").unlink(missing_ok=True)
         for each, (_, _, _, _, at, _) in zip(wave, todo[start:], strict=False):
-            each.injected = min(len(injections(harness.folder_of(each))), len(at))
+            each.injected = min(len(injections(each.folder)), len(at))
         print(f"{start + len(wave)} of {len(todo)} faults of programs, {time.monotonic() - began:.0f} s", flush=True)

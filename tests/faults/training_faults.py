@@ -11,7 +11,7 @@ from aiida import orm
 from aiida.engine import submit
 from emt_frames import emt_frames
 from faults.campaign import Campaign, wait
-from faults.harness import LIMIT_S, STALLED_S, Harness
+from faults.harness import LIMIT_S, STALLED_S, Harness, slowness
 from killed_campaign import Event, events, kill_job, wait_for
 
 from aiida_mlip.calculations.nequip_train import NequipTrainCalculation
@@ -29,6 +29,9 @@ TINY = {
     "split": {"test": 0.2, "val": 0.2},
     "model": {"cutoff_ang": 4.0, "num_features": 4, "num_layers": 1, "radial_mlp_width": 4},
 }
+
+
+_NAMES = {code.status: name for name, code in NequipTrainCalculation.exit_codes.items()}
 
 
 class Training(Campaign):
@@ -58,7 +61,7 @@ def run(harness: Harness, names: Sequence[str], per_fault: int) -> None:
         return
     probe = _training(harness, 1000)
     probe.submit()
-    if not wait([probe], limit_s=LIMIT_S, stalled_s=3 * STALLED_S) or not probe.complete:
+    if not wait([probe], limit_s=slowness() * LIMIT_S, stalled_s=3 * slowness() * STALLED_S) or not probe.complete:
         raise RuntimeError(f"the undisturbed training failed: {probe.node.exit_message}")
     path = next(event.path for event in events(probe.node) if "train_member" in "/".join(event.path))
     seen = [event for event in events(probe.node) if _is_of_the_job(event, path)]
@@ -73,7 +76,7 @@ def run(harness: Harness, names: Sequence[str], per_fault: int) -> None:
         killed = kill_job(found, whole=rng.random() < 0.5) if isinstance(found, orm.CalcJobNode) else []
         harness.bring_home([each])
         each.injected = int(bool(killed))
-        each.said = Counter(job.exit_code.label for job in each.jobs() if job.exit_status and job.exit_code)
+        each.said = Counter(_NAMES.get(job.exit_status, str(job.exit_status)) for job in each.jobs() if job.exit_status)
         print(f"{FAULTS[0]} {number + 1} of {per_fault}: {event}, {time.monotonic() - began:.0f} s", flush=True)
 
 
