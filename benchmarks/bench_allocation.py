@@ -6,8 +6,8 @@ A pool of 240 frames, warm bulk for the most part, has the labels of the cheap t
 have those of the dear one too. Joint models are trained on both. Two of them, different by their seed, say where the
 difference of the teachers is uncertain: `allocate` adds dear labels there, in rounds. Beside it random labels. Force
 errors against the dear teacher on 160 other frames of the same kinds; the last table says how many random labels it
-takes to get there. No dear label is spent on validation: checkpoints are judged by 12 further cheap ones, and the
-learning rate falls to nothing. A training takes about a minute of processor time.
+takes to get there. No dear label is spent on validation (12 further cheap ones are looked at, and decide nothing): the
+learning rate falls to nothing, and the last weights are kept. A training takes about a minute of processor time.
 """
 
 from __future__ import annotations
@@ -112,6 +112,7 @@ def train(folder: Path, data: Data, rows: np.ndarray, *, seed: int, programs: Pa
         with_energy=True,
         with_forces=True,
         with_stress=True,
+        keep_last=True,
     )
     config = nequip_config(settings, facts, seed=seed)
     (folder / CONFIG_FILE).write_text(config_text(config), encoding="utf-8")
@@ -123,7 +124,7 @@ def train(folder: Path, data: Data, rows: np.ndarray, *, seed: int, programs: Pa
     script = [
         before_training(threads=1, initial=None),
         f"{programs}/nequip-train -cn config hydra.run.dir=. hydra.output_subdir=null > train.out 2> train.err",
-        after_training(str(programs / "nequip-package")),
+        after_training(str(programs / "nequip-package"), keep_last=True),
     ]
     subprocess.run(["bash", "-c", "\n".join(script)], cwd=folder, check=False)
     if not package.exists():

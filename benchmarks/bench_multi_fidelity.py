@@ -1,11 +1,13 @@
-"""Many cheap labels and a few dear ones against its baselines: copper with EMT as the teacher, silicon with real DFT.
+"""Many cheap labels and a few dear ones against its baselines: metals with EMT as the teacher, silicon with real DFT.
 
-    nice python benchmarks/bench_multi_fidelity.py emt [--seeds 1 2]
+    nice python benchmarks/bench_multi_fidelity.py emt [--domain alloy] [--seeds 1 2]
+    nice python benchmarks/bench_multi_fidelity.py methods [--domain alloy] [--seeds 1]
     nice python benchmarks/bench_multi_fidelity.py property [--seeds 1]
     nice python benchmarks/bench_multi_fidelity.py labels --folder FOLDER
     nice python benchmarks/bench_multi_fidelity.py qe --folder FOLDER [--seeds 1 2]
 
-``emt``: force errors on copper, for several seeds. ``property``: mixing energies of copper and
+``emt``: force errors on hot alloys or on copper, for several seeds. ``methods``: all methods of
+aiida_mlip.train_fidelities on these frames. ``property``: mixing energies of copper and
 platinum. ``labels``: real DFT of silicon through the package; what is in the folder's profile is not computed again.
 ``qe``: trainings on these, force errors and the equation of state. Every method gets as many steps of the optimizer.
 """
@@ -27,15 +29,13 @@ from ase.eos import EquationOfState
 from ase.units import GPa
 from profile_here import kept_profile, temporary_profile
 
-from aiida_mlip.kernel.frames import Frames
+from aiida_mlip.kernel.frames import Frames, concatenate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from emt_pair import CHEAP, DEAR, Labels, copper_labels, hot_copper, labelled
+from emt_pair import CHEAP, DEAR, DOMAINS, Labels
 
 #: With all frames at the dear level, where these are known.
-METHODS = ("embedding", "high_only", "pooled", "full")
-#: Of the optimizer, of stage emt and of the test.
-STEPS = 600
+METHODS = ("embedding", "full", "high_only", "pooled")
 ROOT_MPI = "export OMP_NUM_THREADS=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1"
 
 
@@ -102,7 +102,7 @@ def table(
 ) -> None:
     """Measure every method with every seed; print means, ranges, and what the embedding's mean is of the others'.
 
-    :param jobs: method and seed to a training; those of a seed run at once.
+    :param jobs: method and seed to a training.
     :param measure: method, seed and what was learned to quantities, the one that matters first.
     :param bars: largest ratio of that of the embedding to that of a method.
     """
@@ -111,9 +111,8 @@ def table(
         from fidelity_trainings import learn  # not before the profile is loaded
 
         for seed in seeds:
-            learned = learn([jobs(method, seed) for method in methods], train)
-            for method, one in zip(methods, learned, strict=True):
-                values = measure(method, seed, one)
+            for method in methods:  # one after another: the machine may be shared
+                values = measure(method, seed, learn([jobs(method, seed)], train)[0])
                 print(f"{method}, seed {seed}: " + ", ".join(f"{k} {v:.4f}" for k, v in values.items()), flush=True)
                 for name, value in values.items():
                     found[method].setdefault(name, []).append(value)
@@ -129,21 +128,62 @@ def table(
         print(f"embedding / {method}: {own.mean() / other.mean():.2f} (seeds {each}), bar {bar}")
 
 
-def emt(seeds: Sequence[int]) -> None:
-    """Copper: the benchmark of the tests."""
-    data, test = copper_labels(), labelled(hot_copper(100, seed=3), DEAR)
-    gap = labelled(hot_copper(100, seed=3), CHEAP).forces - test.forces
-    print(f"rms force {np.sqrt(np.mean(test.forces**2)):.3f}, rms difference {np.sqrt(np.mean(gap**2)):.3f} eV/Å")
+def emt(seeds: Sequence[int], domain: str, steps: int | None) -> None:
+    """Alloys: the benchmark of the tests; or copper. Every seed has frames of its own."""
+    kind = DOMAINS[domain]
+    data = {seed: (kind.labels(seed=seed), kind.held_out(seed=seed)) for seed in seeds}
+    for seed, (_, (cheap, test)) in data.items():
+        gap, rms = (np.sqrt(np.mean(array**2)) for array in (cheap.forces - test.forces, test.forces))
+        print(f"seed {seed}: rms force {rms:.3f}, rms difference {gap:.3f} eV/Å", flush=True)
 
     def job(method: str, seed: int) -> Any:
-        from fidelity_trainings import Job
+        from fidelity_trainings import SHORT, Job
 
-        return Job(method, data, steps=STEPS, batch_size=12, seed=seed)
+        return Job(method, data[seed][0], seed=seed, **{**SHORT, **({} if steps is None else {"steps": steps})})
 
-    def measure(_method: str, _seed: int, learned: Any) -> dict[str, float]:
+    def measure(_method: str, seed: int, learned: Any) -> dict[str, float]:
+        test = data[seed][1][1]
         return {"force RMSE eV/Å": learned.force_rmse(test), "energy RMSE eV/atom": learned.energy_rmse(test)}
 
     table(job, METHODS, seeds, measure, {"high_only": 0.75, "full": 1.35, "pooled": 1.0})
+
+
+def methods(seeds: Sequence[int], domain: str, steps: int | None, names: Sequence[str] | None) -> None:
+    """The methods of the package in one table, by its workchain, with the settings of stage emt."""
+    with training_code() as train:
+        from aiida import orm
+        from aiida.engine import run_get_node
+        from fidelity_trainings import SHORT, Job
+
+        from aiida_mlip.cli.results import print_results
+        from aiida_mlip.data.dataset import DatasetData
+        from aiida_mlip.protocols.train_fidelities import METHODS as ALL
+        from aiida_mlip.workchains.train_fidelities import TrainFidelitiesWorkChain
+
+        evaluate = orm.InstalledCode(
+            label="evaluate",
+            computer=train.computer,
+            filepath_executable=str(train.filepath_executable.parent / "aiida-mlip-evaluate"),
+            default_calc_job_plugin="aiida_mlip.evaluate",
+            with_mpi=False,
+        ).store()
+        for seed in seeds:
+            data, (_, test) = DOMAINS[domain].labels(seed=seed), DOMAINS[domain].held_out(seed=seed)
+            job = Job("embedding", data, seed=seed, **{**SHORT, **({} if steps is None else {"steps": steps})})
+            builder = TrainFidelitiesWorkChain.get_builder_from_protocol(
+                DatasetData.from_frames(job.frames(), settings={CHEAP: "a" * 64, DEAR: "b" * 64}),
+                {"train": train, "evaluate": evaluate},
+                methods=tuple(names or ALL),
+                overrides=job.settings(),
+            )
+            builder.test_dataset = DatasetData.from_frames(test, settings={DEAR: "b" * 64})
+            builder.fine_tune = orm.Dict({"optimizer": {"learning_rate": 0.01}})
+            results, node = run_get_node(builder)
+            if not node.is_finished_ok:
+                raise SystemExit(f"{node.exit_status} {node.exit_message}")
+            print_results(node)
+            for name, row in results["table"].get_dict()["methods"].items():
+                print(f"{name}, seed {seed}: force RMSE {row['force_rmse_ev_per_ang']:.4f} eV/Å", flush=True)
 
 
 def mixing(seeds: Sequence[int]) -> None:
@@ -182,7 +222,8 @@ def relative(curve: np.ndarray, reference: np.ndarray) -> float:
 
 def qe(folder: Path, seeds: Sequence[int], steps: int) -> None:
     """Silicon: force errors and equation of state of real DFT."""
-    data = Labels(silicon_pair.load(folder, "cheap"), silicon_pair.load(folder, "dear"))
+    parts = {name: [silicon_pair.load(folder, f"{name}{kind}") for kind in ("", "_calm")] for name in ("cheap", "dear")}
+    data = Labels(concatenate(parts["cheap"]), concatenate(parts["dear"]))
     crystals = silicon_pair.load(folder, "crystals")
     a0, b0 = equation_of_state(crystals, crystals.energy)
     changes = {"optimizer": {"learning_rate": 0.02}, "model": {"cutoff_ang": 5.0}}
@@ -221,22 +262,26 @@ def equation_of_state(crystals: Frames, energies: np.ndarray) -> tuple[float, fl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=["emt", "property", "labels", "qe"])
+    parser.add_argument("stage", choices=["emt", "methods", "property", "labels", "qe"])
     parser.add_argument("--folder", type=Path, help="of the labels of silicon, and of the profile that made them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
-    parser.add_argument("--steps", type=int, default=3000, help="of the optimizer, of stage qe")
+    parser.add_argument("--steps", type=int, help="of the optimizer, of stages emt, methods and qe")
+    parser.add_argument("--domain", choices=sorted(DOMAINS), default="alloy", help="of stages emt and methods")
+    parser.add_argument("--methods", nargs="+", help="of stage methods: the first is the result (default: all)")
     arguments = parser.parse_args()
     if arguments.stage in ("labels", "qe") and arguments.folder is None:
         parser.error(f"{arguments.stage} needs --folder")
     match arguments.stage:
         case "emt":
-            emt(arguments.seeds)
+            emt(arguments.seeds, arguments.domain, arguments.steps)
+        case "methods":
+            methods(arguments.seeds, arguments.domain, arguments.steps, arguments.methods)
         case "property":
             mixing(arguments.seeds)
         case "labels":
             labels(arguments.folder)
         case "qe":
-            qe(arguments.folder, arguments.seeds, arguments.steps)
+            qe(arguments.folder, arguments.seeds, arguments.steps or 3000)
 
 
 if __name__ == "__main__":

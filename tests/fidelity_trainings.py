@@ -20,11 +20,14 @@ from aiida_mlip.kernel.frames import Frames, concatenate
 from aiida_mlip.kernel.metrics import Predictions
 from aiida_mlip.kernel.splits import repetition
 from aiida_mlip.protocols.model import deep_merge
+from aiida_mlip.protocols.train import MultiFidelitySettings
 from aiida_mlip.workers.inference import predict
 from aiida_mlip.workers.model_loading import LoadedModel, load_model
 
 #: Which labels a method learns from: the cheap ones too, and all frames at the dear level or the chosen ones.
 METHODS = ("embedding", "high_only", "pooled", "full")
+#: Steps of the optimizer and frames in each, of the test and of the benchmark beside it.
+SHORT: dict[str, int] = {"steps": 600, "batch_size": 12}
 #: Methods that see labels of both levels.
 JOINT = ("embedding", "pooled")
 SETTINGS: dict[str, Any] = {
@@ -92,7 +95,8 @@ class Job:
         if self.method in JOINT:
             levels = [self.labels.cheap.fidelities[0], self.labels.dear.fidelities[0]]
             result["multi_fidelity"] = {"fidelities": levels, "method": self.method}
-            n = len(self.labels.cheap) + n_dear * repetition(n_dear, len(self.labels.cheap), 1 / 3)
+            share = MultiFidelitySettings.model_fields["target_share"].default
+            n = len(self.labels.cheap) + n_dear * repetition(n_dear, len(self.labels.cheap), share)
         result["batch_size"] = max(1, min(self.batch_size, n // 3))
         result["max_epochs"] = max(1, round(self.steps / np.ceil(n / result["batch_size"])))
         return result
