@@ -9,6 +9,7 @@ import numpy as np
 from aiida import orm
 from aiida.engine import ExitCode
 from aiida.parsers import Parser
+from aiida.repository import FileType
 
 from aiida_mlip.data.batches import job_texts, parse_batch, take_rows
 from aiida_mlip.data.dataset import DatasetData
@@ -50,7 +51,7 @@ class PwBundleParser(Parser):
     def _archives(self, n_asked: int) -> tuple[dict[int, bytes], str]:
         """Archive of each frame that has ended, and what is wrong with what was retrieved."""
         repository = self.retrieved.base.repository
-        names = repository.list_object_names()
+        names = self._files()
         found: dict[int, bytes] = {}
         problem = ""
         if RESULTS_FILE in names:
@@ -61,10 +62,15 @@ class PwBundleParser(Parser):
         return {index: content for index, content in found.items() if index < n_asked}, problem
 
     def _begun(self) -> list[int]:
-        repository = self.retrieved.base.repository
-        if BEGUN_FILE not in repository.list_object_names():
+        if BEGUN_FILE not in self._files():
             return []
-        return begun_frames(repository.get_object_content(BEGUN_FILE, mode="rb").decode(errors="replace"))
+        content = self.retrieved.base.repository.get_object_content(BEGUN_FILE, mode="rb")
+        return begun_frames(content.decode(errors="replace"))
+
+    def _files(self) -> list[str]:
+        """Names of what was retrieved, without folders."""
+        found = self.retrieved.base.repository.list_objects()
+        return [each.name for each in found if each.file_type is FileType.FILE]
 
     def _report(
         self, fidelity: str, rows: Frames, outcomes: list[Outcome], again: list[int], begun: list[int]

@@ -91,3 +91,12 @@ def test_links_in_a_retrieved_folder_are_not_followed(name: str, node, tmp_path:
     assert code.status == 301
     assert "'hills.npz' is no plain file" in code.message
     assert "bias" not in outputs
+
+
+@pytest.mark.parametrize("name", ["aiida_mlip.pw_bundle"])
+@pytest.mark.parametrize(("folder", "status"), [("results.tar", 300), ("begun", 0)])
+def test_a_folder_in_place_of_a_file_is_no_file(name: str, folder: str, status: int, node, tmp_path: Path) -> None:
+    job = BY_NAME[name]
+    outputs, code = parse(job, node, {**seeds_of(job), folder: None}, tmp_path)
+    assert check(job, node, outputs, code) == status
+    assert set(outputs) == {"dataset", "report"}
