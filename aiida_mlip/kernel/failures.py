@@ -28,7 +28,7 @@ _TEXT: Final[tuple[tuple[Failure, re.Pattern[str]], ...]] = (
         re.compile(
             r"out of memory|oom[-_ ]?kill|cannot allocate memory|std::bad_alloc|memoryerror|"
             r"exceeded (?:job )?memory limit|allocate.{0,40}(?:fail|error)|"
-            r"error.{0,20}allocat|insufficient virtual memory",
+            r"error.{0,20}allocat|insufficient virtual memory|failed to map segment",
             re.IGNORECASE,
         ),
     ),

@@ -33,6 +33,7 @@ QE_CRASH = """ %%%%%%%%%%%%%%%%%%%%%
         (305, [PBS_TIME], Failure.WALLTIME),
         (312, [SLURM_OOM, "Program PWSCF"], Failure.OUT_OF_MEMORY),
         (312, ["", " Error in routine allocate: cannot allocate memory"], Failure.OUT_OF_MEMORY),
+        (312, ["pw.x: error while loading shared libraries: libmpi.so: failed to map segment"], Failure.OUT_OF_MEMORY),
         (305, ["", QE_CRASH], Failure.CRASHED),
         (305, ["", QE_SCF + QE_CRASH], Failure.SCF_NOT_CONVERGED),
         (312, ["", "     Program PWSCF v.6.7 starts\n     iteration #  3"], Failure.CRASHED),
