@@ -94,7 +94,7 @@ _SPOILS = '[ -e results.tar ] && [ "$(cat "$MARKS/injected" 2> /dev/null | wc -l
 
 def killed(rng: random.Random, *, bundle: bool) -> Order:
     """SIGKILL of pw.x as soon as a file is there, which tells how far it is."""
-    stage = rng.choice(["aiida.in", "out/aiida.save", "out/aiida.wfc1", "out/aiida.save/charge-density.dat"])
+    stage = rng.choice(["aiida.in", "out", "out/aiida.save", "out/aiida.save/charge-density.dat"])
     text = f"""
 "$PW" "$@" &
 pid=$!

@@ -37,7 +37,7 @@ def begin(localhost, family, folder, name, *, bundle, seed, at=(1,)):
 
 @pytest.mark.parametrize(
     ("name", "bundle", "seed"),
-    [("pw.x killed", False, 11), ("output corrupt", True, 12), ("parser error", False, 13)],
+    [("pw.x killed", False, 10), ("output truncated", True, 12), ("parser error", False, 13)],
 )
 def test_faults_that_a_campaign_survives(localhost, pseudo_family, tmp_path, name, bundle, seed):
     """The same campaign tries the frame once more; nothing is lost or computed twice, the failure has its class."""
