@@ -150,7 +150,7 @@ def test_the_page_is_followed(reader):
         if "POTENTIAL" in command:
             command = command.replace("POTENTIAL", str(reader.look()["potentials"][0]))
         outputs[command] = reader.type(reader.as_here(command))
-    assert "all tests succeeded" in outputs["verdi computer test cluster"].lower()
+    assert re.search(r"all \d+ tests succeeded", outputs["verdi computer test cluster"])
     pk = outputs[next(command for command in outputs if "explore.py" in command)].split()[-1]
     reader.type(f"aiida-mlip status {pk} --watch")
     check_what_ran(reader.look())
@@ -160,10 +160,10 @@ def check_what_ran(found: dict) -> None:
     """Everything ended well, each kind of job in its partition, under the account, with a GPU where asked for."""
     assert found["profile"] == ["core.psql_dos core.rabbitmq"]
     assert found["tops"] == {"DevelopWorkChain": [0, None], "ExploreWorkChain": [0, None]}
-    # `pw`: a frame of the bundle that was tried again alone
+    # `pw`: a frame of the bundle that was tried again alone, several times perhaps
     assert {kind for kind, _, _ in found["jobs"]} - {"pw"} == {"pw_bundle", "nequip_train", "evaluate", "explore"}
     for kind, number, exit_status in found["jobs"]:
-        assert exit_status == 0, kind
+        assert exit_status == 0 or kind == "pw"
         said = subprocess.run(
             ["scontrol", "-o", "show", "job", str(number)], capture_output=True, text=True, check=True
         ).stdout
