@@ -14,9 +14,9 @@ pytestmark = [pytest.mark.nequip, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def test_a_tenth_of_the_dear_labels_is_nearly_as_good_as_all_of_them(train_code):
     """As many steps of the optimizer for each; errors of dear forces on frames that nobody has trained on."""
-    labels = DOMAINS["alloy"].labels(seed=1)
-    _, test = DOMAINS["alloy"].held_out(seed=1)
-    learned = learn([Job(method, labels, seed=1, **SHORT) for method in METHODS], train_code)
+    labels = DOMAINS["alloy"].labels(seed=2)
+    _, test = DOMAINS["alloy"].held_out(seed=2)
+    learned = learn([Job(method, labels, seed=2, **SHORT) for method in METHODS], train_code)
     error = {method: one.force_rmse(test) for method, one in zip(METHODS, learned, strict=True)}
     assert error["embedding"] <= 0.75 * error["high_only"], error
     assert error["embedding"] <= 1.35 * error["full"], error
