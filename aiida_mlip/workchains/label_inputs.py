@@ -11,15 +11,15 @@ from aiida import orm
 from aiida.plugins import CalculationFactory, GroupFactory
 
 from aiida_mlip.calculations.ase_label import AseLabelCalculation
-from aiida_mlip.calculations.options import options_problem
+from aiida_mlip.calculations.options import check_job_options
 from aiida_mlip.calculations.pw_bundle import PwBundleCalculation
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.errors import MlipError, ProtocolError, SpeciesError
 from aiida_mlip.kernel.frames import id_hex
 from aiida_mlip.kernel.geometry_checks import check_geometries
 from aiida_mlip.kernel.labelling import first_rows, isolated_atoms, labelled_ids
-from aiida_mlip.protocols.fidelity import QeFidelity, parse_fidelities, settings_hash
-from aiida_mlip.protocols.model import check_name, deep_merge
+from aiida_mlip.protocols.fidelity import Fidelity, QeFidelity, parse_fidelities, settings_hash
+from aiida_mlip.protocols.model import deep_merge
 
 DEFAULT_MAX_CONCURRENT: Final[int] = 50
 DEFAULT_MAX_FAILED_FRACTION: Final[float] = 0.1
@@ -124,10 +124,12 @@ def _given_options(inputs: Mapping[str, Any], engine: str) -> dict[str, Any]:
 
 def validate_label_inputs(inputs: Mapping[str, Any], namespace: Any) -> str | None:
     """Validator of the ports of the labelling: the first thing that is wrong, or None."""
-    if "dataset" not in namespace or "fidelities" not in namespace:
-        return None  # a parent that exposes only some of the ports checks the rest itself
     try:
-        _check(inputs)
+        if "dataset" in namespace and "fidelities" in namespace:
+            _check(inputs)
+        elif "options" in inputs and "fidelities" in inputs:
+            # a parent that exposes only some of the ports checks the rest itself
+            _check_options(inputs, parse_fidelities(inputs["fidelities"].get_dict()))
     except MlipError as error:
         return str(error)
     return None
@@ -144,9 +146,7 @@ def _check(inputs: Mapping[str, Any]) -> None:
             raise MlipError(f"codes.{code}: missing, but fidelity {name!r} is of the engine {spec.engine}")
         if isinstance(spec, QeFidelity):
             check_pseudos(spec, dataset.species, f"fidelities.{name}")
-        check_options(job_options(inputs, spec.engine), spec.engine)
-        if isinstance(spec, QeFidelity) and spec.bundle_size != 1:
-            check_options(job_options(inputs, BUNDLE), BUNDLE)
+    _check_options(inputs, fidelities)
     if "max_concurrent" in inputs and inputs["max_concurrent"].value < 1:
         raise MlipError(f"max_concurrent: must be at least 1, got {inputs['max_concurrent'].value}")
     if "max_core_hours" in inputs and not inputs["max_core_hours"].value > 0:
@@ -156,6 +156,13 @@ def _check(inputs: Mapping[str, Any]) -> None:
     if not dataset.is_stored or dataset.creator is None:
         # frames that a process made are checked by the workchain itself, which then ends with an exit code
         check_geometries(dataset.frames())
+
+
+def _check_options(inputs: Mapping[str, Any], fidelities: Mapping[str, Fidelity]) -> None:
+    for spec in fidelities.values():
+        check_options(job_options(inputs, spec.engine), spec.engine)
+        if isinstance(spec, QeFidelity) and spec.bundle_size != 1:
+            check_options(job_options(inputs, BUNDLE), BUNDLE)
 
 
 def check_pseudos(spec: QeFidelity, species: list[str], where: str) -> None:
@@ -192,17 +199,12 @@ def _is_augmented(upf: Any) -> bool:
 
 
 def check_options(options: Mapping[str, Any], engine: str) -> None:
-    """Check the names of the options of the jobs of an engine.
+    """Check the options of the jobs of an engine.
 
-    :raises ProtocolError: an unknown one, or text that would be a command of the job script.
+    :raises ProtocolError: an unknown one, or a value that cannot be, such as text that would be a command.
     """
     jobs = {"qe": CalculationFactory("quantumespresso.pw"), "ase": AseLabelCalculation, BUNDLE: PwBundleCalculation}
-    process = jobs[engine]
-    valid = list(process.spec().inputs["metadata"]["options"])
-    for key in options:
-        check_name("option", key, valid, where=f"options of the engine {engine}")
-    if problem := options_problem(options, f"options of the engine {engine}"):
-        raise ProtocolError(problem)
+    check_job_options(options, jobs[engine], f"options of the engine {engine}")
 
 
 def _recommended(spec: QeFidelity, species: list[str], where: str) -> dict[str, float]:
