@@ -10,7 +10,6 @@ from aiida.engine import ExitCode, ProcessBuilder, while_
 from aiida.engine.processes.workchains.workchain import WorkChainSpec
 
 from aiida_mlip.calculations.functions.label import assemble_labels, plan_labels
-from aiida_mlip.data.bundling import dataset_with_costs
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.extras import EXPECTED_CALLS, WORK_DONE
 from aiida_mlip.data.reuse import find_labelled_datasets
@@ -187,7 +186,6 @@ class LabelWorkChain(LabelJobs):
             if isinstance(spec, QeFidelity):
                 sources |= {f"upf_{i}_{upf.element}": upf for upf in family_of(spec.pseudo_family).nodes}
         hashes = settings_hashes(fidelities)
-        sources |= self._measured_costs(hashes)
         self.ctx.batches, self.ctx.open = {}, {}
         if self._reuse:
             self.ctx.hashes = list(hashes.values())
@@ -295,11 +293,6 @@ class LabelWorkChain(LabelJobs):
     @property
     def _isolated(self) -> bool:
         return bool(self.inputs.isolated_atoms.value) if "isolated_atoms" in self.inputs else False
-
-    def _measured_costs(self, hashes: Mapping[str, str]) -> dict[str, orm.Data]:
-        """A dataset that knows what labels cost, for each fidelity."""
-        found = {f"costs_{i}": dataset_with_costs(settings) for i, settings in enumerate(hashes.values())}
-        return {key: node for key, node in found.items() if node is not None and node.pk != self.inputs.dataset.pk}
 
 
 def _forecast_line(name: str, forecast: Mapping[str, Any]) -> str:

@@ -110,7 +110,9 @@ class Labelling(Caller):
 def test_what_is_removed_and_that_provenance_stays(label_code):
     frames = DatasetData.from_frames(emt_frames(3))
     level = orm.Dict({"emt": {"engine": "ase", "calculator": "ase.calculators.emt.EMT"}})
-    results, labelling = run_get_node(LabelWorkChain, dataset=frames, fidelities=level, codes={"ase": label_code})
+    results, labelling = run_get_node(
+        LabelWorkChain, dataset=frames, fidelities=level, codes={"ase": label_code}, reuse=orm.Bool(False)
+    )
     (job,) = [each for each in labelling.called if isinstance(each, orm.CalcJobNode)]
     dataset = results["dataset"]
 

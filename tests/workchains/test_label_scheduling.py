@@ -20,7 +20,7 @@ TINY = {
     "engine": "qe",
     "protocol": "fast",
     "pseudo_family": "debian-lda",
-    "ecutwfc_ry": 8.3,  # of no other test: what their labels took would be known
+    "ecutwfc_ry": 8.3,
     "occupations": "fixed",
     "kpoints_distance_inv_ang": 1.2,
     "max_iterations": 1,
@@ -53,7 +53,8 @@ def jobs_of(node):
 def test_the_longest_first_and_walltimes_from_what_labels_took(pw_code, pseudo_family):
     images = [*silicon(12, seed=101), *silicon(1, seed=102, cubic=True)]
     codes = {"pw": pw_code}
-    _, first = run_label(images, {"lda": TINY}, codes=codes)
+    own = TINY | {"ecutwfc_ry": 8.7}  # of no other test: what their labels took would be known
+    _, first = run_label(images, {"lda": own}, codes=codes)
     assert first.is_finished_ok, first.exit_message
     forecast = plan_of(first)["forecast"]["lda"]
     assert (forecast["source"], forecast["n_expected"], forecast["n_labels"]) == ("guessed", 13, 13)
@@ -67,7 +68,7 @@ def test_the_longest_first_and_walltimes_from_what_labels_took(pw_code, pseudo_f
     images = [*silicon(1, seed=103), *silicon(1, seed=104, cubic=True)]
     _, second = run_label(
         images,
-        {"lda": TINY | {"bundle_size": 1}},
+        {"lda": own | {"bundle_size": 1}},
         codes=codes,
         options=orm.Dict({"max_wallclock_seconds": 7200}),
         max_concurrent=orm.Int(1),
@@ -81,7 +82,7 @@ def test_the_longest_first_and_walltimes_from_what_labels_took(pw_code, pseudo_f
     assert all(300 < job.get_option("max_wallclock_seconds") < 1000 for job in jobs)
     _, third = run_label(
         silicon(1, seed=105),
-        {"lda": TINY | {"bundle_size": 1}},
+        {"lda": own | {"bundle_size": 1}},
         codes=codes,
         options=orm.Dict({"max_wallclock_seconds": 200}),
     )

@@ -16,7 +16,7 @@ from aiida.engine import ExitCode, calcfunction
 
 from aiida_mlip.calculations.functions.qe_labels import kpoints_label, outcome_of, parameters_label
 from aiida_mlip.data.batches import parse_batch, take_rows
-from aiida_mlip.data.bundling import Expectation, bundled_rows, expected_costs, machine_factor
+from aiida_mlip.data.bundling import Expectation, bundled_rows, dataset_with_costs, expected_costs, machine_factor
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.outcomes import with_outcomes
 from aiida_mlip.data.pw_inputs import frame_structure, mesh_of
@@ -49,8 +49,12 @@ def plan_labels(
     :param dataset: frames to label; a frame that appears twice is labelled once.
     :param fidelities: see :mod:`aiida_mlip.protocols.fidelity`.
     :param isolated_atoms: also label one isolated atom per species.
+    What labels cost is looked up in the profile: it decides about order and jobs, never about a label, and no link is
+    made to the campaign that measured it, whose whole history would then be that of these labels. The plan says which
+    dataset it was.
+
     :param sources: ``earlier_<i>``: datasets that hold labels already; ``upf_<i>_<symbol>``: all pseudopotentials of
-        the family of the i-th fidelity; ``costs_<i>``: a dataset with measured costs of the i-th fidelity.
+        the family of the i-th fidelity.
     :returns: ``plan`` (what is to be done and expected to cost), ``isolated`` (frames of isolated atoms, if wanted),
         and ``batch_<i>``, the longest first; those of frames that pw.x labels in one job say ``bundle``.
     """
@@ -64,7 +68,8 @@ def plan_labels(
         atoms = isolated_atom_frames(dataset.column("numbers"))
         result["isolated"] = DatasetData.from_frames(atoms)
         targets["isolated"] = (atoms.frame_id, np.flatnonzero(~contained(atoms.frame_id, frame_id)))
-    measured = [dataset, *(node for key, node in sources.items() if key.startswith(("earlier_", "costs_")))]
+    costs = {name: dataset_with_costs(settings) for name, settings in hashes.items()}
+    measured = list({node.uuid: node for node in [*earlier, *costs.values()] if node is not None}.values())
     pseudos = {name: _upfs(sources, i) for i, name in enumerate(specs)}
     other = machine_factor(
         {hashes[name]: spec for name, spec in specs.items() if isinstance(spec, QeFidelity)},
@@ -82,7 +87,7 @@ def plan_labels(
                 expected = expected_costs(
                     dataset, todo, spec, hashes[name], pseudos=pseudos[name], measured=measured, other=other
                 )
-                forecast[name] = _forecast(expected)
+                forecast[name] = _forecast(expected) | {"costs": getattr(costs[name], "uuid", None)}
             base = {"fidelity": name, "spec": spec.model_dump(mode="json"), "settings": hashes[name], "source": source}
             batches += [
                 base | part for part in _parts(todo, ids, expected.core_seconds, spec, bundles=source == "dataset")
