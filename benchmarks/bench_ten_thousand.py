@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from ase.build import bulk
-from profile_here import BIN, profile_on_services, temporary_profile
+from profile_here import codes, profile_on_services, temporary_profile
 
 TICKS = os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -56,31 +56,6 @@ def copper(n: int) -> Any:
     for atoms in images:
         atoms.positions += rng.normal(scale=0.08, size=(4, 3))
     return from_ase(images)
-
-
-def teacher(root: Path) -> Any:
-    """``aiida-mlip-label`` on a computer of its own, without login shell."""
-    from aiida import orm
-
-    computer = orm.Computer(
-        label="ten-thousand",
-        hostname="localhost",
-        transport_type="core.local",
-        scheduler_type="core.direct",
-        workdir=str(root / "work"),
-    )
-    computer.set_default_mpiprocs_per_machine(1)
-    computer.set_minimum_job_poll_interval(1)
-    computer.set_prepend_text("export OMP_NUM_THREADS=1")
-    computer.store()
-    computer.configure(safe_interval=0, use_login_shell=False)
-    return orm.InstalledCode(
-        label="label",
-        computer=computer,
-        filepath_executable=str(BIN / "aiida-mlip-label"),
-        default_calc_job_plugin="aiida_mlip.ase_label",
-        with_mpi=False,
-    ).store()
 
 
 @contextmanager
@@ -180,6 +155,8 @@ def main() -> None:
     parser.add_argument("--profile", help="one that is there, instead of a fresh `verdi presto` profile")
     parser.add_argument("--services", action="store_true", help="one on the services of scripts/with_services.py")
     arguments = parser.parse_args()
+    if arguments.frames < THOUSAND:
+        parser.error(f"--frames: at least {THOUSAND}, a row of the table")
     made = profile_on_services if arguments.services else temporary_profile
     with nullcontext(Path(os.environ.get("AIIDA_PATH", "."))) if arguments.profile else made() as root:
         from aiida import load_profile, orm  # not before AIIDA_PATH is set
@@ -195,7 +172,7 @@ def main() -> None:
         from aiida_mlip.data.dataset import DatasetData
         from aiida_mlip.workchains.label import LabelWorkChain
 
-        code = teacher(root)
+        code = codes(root, threads=1, names=("ase",))["ase"]
         dataset = DatasetData.from_frames(copper(arguments.frames)).store()
         with daemon(arguments.workers) as client:
             node = submit(

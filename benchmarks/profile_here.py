@@ -81,8 +81,16 @@ def kept_profile(root: Path) -> Iterator[Path]:
     yield root
 
 
-def codes(root: Path, *, threads: int) -> dict[str, Any]:
-    """``train`` and ``evaluate`` of this environment on a computer without login shell, polled every second."""
+#: Programs of this environment: console script, and calculation that runs it.
+PROGRAMS = {
+    "train": ("nequip-train", "nequip_train"),
+    "evaluate": ("aiida-mlip-evaluate", "evaluate"),
+    "ase": ("aiida-mlip-label", "ase_label"),
+}
+
+
+def codes(root: Path, *, threads: int, names: tuple[str, ...] = ("train", "evaluate")) -> dict[str, Any]:
+    """Programs of this environment on a computer without login shell, polled every second."""
     from aiida import orm
 
     computer = orm.Computer(
@@ -97,7 +105,6 @@ def codes(root: Path, *, threads: int) -> dict[str, Any]:
     computer.set_prepend_text(f"export OMP_NUM_THREADS={threads}")
     computer.store()
     computer.configure(safe_interval=0, use_login_shell=False)
-    programs = {"train": ("nequip-train", "nequip_train"), "evaluate": ("aiida-mlip-evaluate", "evaluate")}
     return {
         name: orm.InstalledCode(
             label=program,
@@ -106,5 +113,6 @@ def codes(root: Path, *, threads: int) -> dict[str, Any]:
             default_calc_job_plugin=f"aiida_mlip.{plugin}",
             with_mpi=False,
         ).store()
-        for name, (program, plugin) in programs.items()
+        for name, (program, plugin) in PROGRAMS.items()
+        if name in names
     }
