@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,9 +14,9 @@ from jaxtyping import Float
 CHEAP_CORE_SECONDS: Final[float] = 60.0
 #: Expected core-seconds of one bundle at most: a quarter of the default walltime on one core.
 BUNDLE_CORE_SECONDS: Final[float] = 900.0
-#: A bundle may always be so long: what its job costs is then a fortieth of it.
-SHORT_BUNDLE_CORE_SECONDS: Final[float] = 120.0
-#: Labels are divided into so many bundles where these are not short: they run side by side, and end at about one time.
+#: Labels are not divided into bundles shorter than this: what a job costs is then a twentieth of it.
+SHORT_BUNDLE_CORE_SECONDS: Final[float] = 60.0
+#: Labels are divided into at most so many bundles while these are not long: they run side by side, and end together.
 AT_ONCE: Final[int] = 8
 #: Most frames in a bundle whose size nobody stated.
 MAX_BUNDLE: Final[int] = 200
@@ -25,8 +26,8 @@ def bundles_of(core_seconds: Float[np.ndarray, "n"]) -> tuple[list[list[int]], l
     """Frames that go together, in their order, and those that get a job of their own.
 
     A frame is alone if it is expected to take more than :data:`CHEAP_CORE_SECONDS`, or nothing is expected of it (NaN);
-    a bundle ends before it exceeds an :data:`AT_ONCE`-th of all, but at least :data:`SHORT_BUNDLE_CORE_SECONDS` and at
-    most :data:`BUNDLE_CORE_SECONDS`, or :data:`MAX_BUNDLE` frames.
+    the others are divided into :data:`AT_ONCE` bundles, fewer where these would be shorter than
+    :data:`SHORT_BUNDLE_CORE_SECONDS`, more where they would exceed :data:`BUNDLE_CORE_SECONDS` or :data:`MAX_BUNDLE`.
 
     :param core_seconds: (n,) expected of each frame.
     :returns: bundles of at least two frames, and the rest, as positions in ``core_seconds``.
@@ -38,8 +39,10 @@ def bundles_of(core_seconds: Float[np.ndarray, "n"]) -> tuple[list[list[int]], l
     alone: list[int] = []
     spent = 0.0
     costs = np.asarray(core_seconds, dtype=float)
-    total = float(costs[costs <= CHEAP_CORE_SECONDS].sum())
-    longest = min(BUNDLE_CORE_SECONDS, max(SHORT_BUNDLE_CORE_SECONDS, total / AT_ONCE))
+    cheap = costs[costs <= CHEAP_CORE_SECONDS]
+    n_bundles = min(AT_ONCE, math.ceil(cheap.sum() / SHORT_BUNDLE_CORE_SECONDS))
+    # any two of them fit together
+    longest = min(BUNDLE_CORE_SECONDS, max(cheap.sum() / max(n_bundles, 1), 2 * cheap.max(initial=0.0)) * (1 + 1e-9))
     for i, cost in enumerate(costs):
         if not cost <= CHEAP_CORE_SECONDS:  # NaN too
             alone.append(i)

@@ -47,3 +47,4 @@ def test_bundles_run_side_by_side():
     bundles, _ = bundles_of(np.full(900, 2.0))
     assert AT_ONCE <= len(bundles) <= AT_ONCE + 1
     assert bundles_of(np.full(40, 1.0)) == ([list(range(40))], []), "short ones stay together"
+    assert [len(bundle) for bundle in bundles_of(np.full(80, 1.0))[0]] == [40, 40]
