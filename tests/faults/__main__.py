@@ -113,7 +113,7 @@ def _report(harness: Harness, about: str, start: float) -> int:
         said: Counter[str] = Counter()
         for each in mine:
             said.update(each.said)
-            if each in harness.trainings:
+            if any(each is training for training in harness.trainings):
                 row["lost"] += not each.complete
                 row["twice"] += max(sum(job.exit_status == 0 for job in each.jobs()) - 1, 0)
             else:
