@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -86,7 +86,12 @@ def job_core_seconds(job: orm.CalcJobNode) -> float:
     wall = job.outputs.output_parameters.get_dict().get("wall_time_seconds")
     if wall is None:
         return np.nan
-    resources = job.get_option("resources") or {}
+    processes, threads = processes_and_threads(job.get_option("resources") or {})
+    return float(wall) * processes * threads
+
+
+def processes_and_threads(resources: Mapping[str, Any]) -> tuple[int, int]:
+    """MPI processes of a job, and cores of each, by its option ``resources``, as far as that says."""
     per_machine = resources.get("num_mpiprocs_per_machine") or 1
-    ranks = resources.get("tot_num_mpiprocs") or resources.get("num_machines", 1) * per_machine
-    return float(wall) * int(ranks * (resources.get("num_cores_per_mpiproc") or 1))
+    processes = resources.get("tot_num_mpiprocs") or (resources.get("num_machines") or 1) * per_machine
+    return int(processes), int(resources.get("num_cores_per_mpiproc") or 1)

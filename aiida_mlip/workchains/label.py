@@ -186,7 +186,6 @@ class LabelWorkChain(LabelJobs):
             if isinstance(spec, QeFidelity):
                 sources |= {f"upf_{i}_{upf.element}": upf for upf in family_of(spec.pseudo_family).nodes}
         hashes = settings_hashes(fidelities)
-        self.ctx.batches, self.ctx.open = {}, {}
         if self._reuse:
             self.ctx.hashes = list(hashes.values())
             self._notice_others()  # before labels are looked for, so that nothing ends between the two

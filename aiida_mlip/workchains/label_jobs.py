@@ -60,11 +60,8 @@ class LabelJobs(SharedFramesWorkChain):
         self.ctx.plan = plan.uuid
         self.ctx.n_planned = self.ctx.n_batches = plan["n_batches"]
         self.ctx.next_task = [0, 0]  # batch and place in it
-        self.ctx.again = []  # [batch, place] of what comes before
         self.ctx.n_divided = 0
-        self.ctx.batches = {}  # number -> uuid, frames (uuid), job, prepared, found, ... of those in work
         self.ctx.results = {}  # number -> pks of the processes that made the labels of a batch
-        self.ctx.open = {}  # "<batch>_<place>" -> pk of the running process
         self.ctx.spent = 0.0  # core-seconds of ended tasks
         self.ctx.done = 0.0  # core-seconds that were expected of the labels of ended tasks
         self.ctx.reserved = {}  # "<batch>_<place>" -> core-seconds that a running task may take, under a hard cap

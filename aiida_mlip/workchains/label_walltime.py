@@ -10,7 +10,7 @@ import numpy as np
 from aiida import orm
 from aiida.common.links import LinkType
 
-from aiida_mlip.data.label_costs import job_core_seconds
+from aiida_mlip.data.label_costs import job_core_seconds, processes_and_threads
 from aiida_mlip.kernel.scheduling import LONGEST_SECONDS, makespan_seconds, walltime_seconds
 
 #: A job that may not take so long (s) is not begun.
@@ -37,10 +37,7 @@ def job_shape(options: Mapping[str, Any], n_labels: int = 1, *, shared: bool = F
     :param n_labels: in the job.
     :param shared: whether labels may run side by side (jobs of many frames of pw.x).
     """
-    resources = options.get("resources", {})
-    machines = int(resources.get("num_machines") or 1)
-    processes = int(resources.get("tot_num_mpiprocs") or machines * int(resources.get("num_mpiprocs_per_machine") or 1))
-    threads = int(resources.get("num_cores_per_mpiproc") or 1)
+    processes, threads = processes_and_threads(options.get("resources", {}))
     cores = processes * threads
     at_once = 1
     if shared:

@@ -44,7 +44,10 @@ class SharedFramesWorkChain(EarlyResumeWorkChain):
     """
 
     def begin_sharing(self) -> None:
-        """Begin with nobody else known."""
+        """Begin with nothing in work, and nobody else known."""
+        self.ctx.batches = {}  # number -> uuid, frames (uuid), job, prepared, found, ... of those in work
+        self.ctx.again = []  # [batch, place] of tasks that come before those of the plan
+        self.ctx.open = {}  # "<batch>_<place>" -> pk of the running process
         self.ctx.hashes, self.ctx.others, self.ctx.parked, self.ctx.taken, self.ctx.seen = [], {}, [], {}, 0
 
     def _notice_others(self) -> None:

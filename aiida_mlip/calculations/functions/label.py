@@ -46,13 +46,13 @@ def plan_labels(
 ) -> dict[str, orm.Data]:
     """Find the frames without a label at each fidelity and divide them into batches.
 
-    :param dataset: frames to label; a frame that appears twice is labelled once.
-    :param fidelities: see :mod:`aiida_mlip.protocols.fidelity`.
-    :param isolated_atoms: also label one isolated atom per species.
     What labels cost is looked up in the profile: it decides about order and jobs, never about a label, and no link is
     made to the campaign that measured it, whose whole history would then be that of these labels. The plan says which
     dataset it was.
 
+    :param dataset: frames to label; a frame that appears twice is labelled once.
+    :param fidelities: see :mod:`aiida_mlip.protocols.fidelity`.
+    :param isolated_atoms: also label one isolated atom per species.
     :param sources: ``earlier_<i>``: datasets that hold labels already; ``upf_<i>_<symbol>``: all pseudopotentials of
         the family of the i-th fidelity.
     :returns: ``plan`` (what is to be done and expected to cost), ``isolated`` (frames of isolated atoms, if wanted),
