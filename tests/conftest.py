@@ -50,7 +50,10 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def aiida_profile(aiida_config, aiida_profile_factory):
-    """Temporary profile with the embedded broker, so that a daemon can run as well; SQLite in WAL mode."""
+    """Temporary profile with the embedded broker, so that a daemon can run as well; SQLite in WAL mode.
+
+    No test may empty it (``aiida_profile_clean``): campaigns are made once per process and shared by test modules.
+    """
     with aiida_profile_factory(aiida_config, broker_backend="core.zeromq") as profile:
         database = Path(profile.storage_config["filepath"]) / "database.sqlite"
         with sqlite3.connect(database) as connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from math import ceil
 from typing import Any
 
@@ -93,7 +94,11 @@ def plan_of(
     }
     settings = {
         name: settings_of(
-            name, spec, low=low, fine_tune=fine_tune, stretch=max(steps.values()) / count if equal_steps else 1.0
+            name,
+            spec,
+            low=low,
+            fine_tune=fine_tune,
+            stretch=Fraction(max(steps.values()), count) if equal_steps else Fraction(1),
         )
         for name, count in steps.items()
     }

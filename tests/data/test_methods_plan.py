@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 from ase.calculators.singlepoint import SinglePointCalculator
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import settings as run
 from hypothesis import strategies as st
 
@@ -34,6 +34,7 @@ def levels(n_low: int, n_high: int) -> Frames:
 
 
 @given(n_low=st.integers(20, 80), n_high=st.integers(6, 18), batch=st.integers(1, 8))
+@example(n_low=49, n_high=11, batch=3)
 @run(max_examples=15, deadline=None)
 def test_all_trainings_make_the_same_number_of_steps(n_low, n_high, batch):
     """Up to one epoch; whoever has most rows has the epochs that were asked for. Else all have those."""
