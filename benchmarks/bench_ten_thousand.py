@@ -134,12 +134,19 @@ def report(node: Any, seen: Watched, arguments: argparse.Namespace) -> None:
             f"{spent / n_labels:.4f} | {max(np.array(seen.memory)[now], default=np.nan):.0f} | "
             f"{max(np.array(seen.checkpoints)[now], default=0) / 1e3:.1f} |"
         )
+    # the first thousand after the workers have loaded everything, and what there is of trend beside the scatter
+    steady = ended[ended.size // 20 :]
+    after = (steady[per_row] - steady[0]) / (per_row * arguments.batch_size)
+    skipped = ended.size // 20 * arguments.batch_size
+    trend = np.polyfit(np.linspace(0.0, 1.0, len(rates) - 1), rates[1:], 1)
     summary = node.outputs.summary.get_dict()["fidelities"]["emt"]
     nodes = QueryBuilder().append(Node).count()
     print(
         f"\n{summary['computed']} computed, {summary['failed']} failed, {summary['not_run']} not run, in "
         f"{(node.mtime - node.ctime).total_seconds():.0f} s, {len(ended)} jobs, {arguments.workers} workers; load "
-        f"{os.getloadavg()[1]:.1f}; last thousand / first: {rates[-1] / rates[0]:.2f}; worker at most "
+        f"{os.getloadavg()[1]:.1f}; last thousand / first: {rates[-1] / rates[0]:.2f}, / labels {skipped}-"
+        f"{skipped + THOUSAND}: {rates[-1] / after:.2f}; straight line through all rows but the first, end / begin: "
+        f"{trend.sum() / trend[1]:.2f}; worker at most "
         f"{max(seen.memory):.0f} MB (bar 500); checkpoint at most {max(seen.checkpoints) / 1e3:.1f} kB (bar 100); "
         f"{nodes} nodes in the profile"
     )
@@ -150,7 +157,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=20, help="labels of one job")
     parser.add_argument("--workers", type=int, default=2, help="of the daemon")
-    parser.add_argument("--concurrent", type=int, default=8, help="jobs alive at once")
+    parser.add_argument(
+        "--concurrent",
+        type=int,
+        default=10,
+        help="jobs alive at once; where they end in waves, let whole waves be a row",
+    )
     parser.add_argument("--every", type=float, default=2.0, help="seconds between two looks")
     parser.add_argument("--profile", help="one that is there, instead of a fresh `verdi presto` profile")
     parser.add_argument("--services", action="store_true", help="one on the services of scripts/with_services.py")

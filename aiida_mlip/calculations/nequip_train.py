@@ -25,6 +25,7 @@ from aiida_mlip.io.nequip_config import (
     LEVEL,
     METRICS_FILE,
     TRAIN_FILE,
+    TYPES_COLUMN,
     VAL_FILE,
     TrainingData,
     TrainingStart,
@@ -52,7 +53,7 @@ from aiida_mlip.protocols.train import TrainSettings, train_settings
 
 
 class NequipTrainCalculation(CalcJob):
-    """Train one NequIP potential on the training part of a dataset.
+    """Train one NequIP or Allegro potential on the training part of a dataset.
 
     With ``multi_fidelity`` in the settings the potential is a joint one of several levels of theory, and with its
     method ``pooled`` one for the target that has seen the others too.
@@ -135,8 +136,9 @@ class NequipTrainCalculation(CalcJob):
             handle.write(config_text(config))
         for name, frames in ((TRAIN_FILE, given.train), (VAL_FILE, given.val)):
             levels = {LEVEL: given.level_indices(frames)} if given.levels else None
+            types = {TYPES_COLUMN: given.type_indices(frames)} if settings.level_types > 1 else None
             with folder.open(name, "w", encoding="utf-8") as handle:
-                write_extxyz(frames, handle, nan_missing=True, lineage=False, info=levels)
+                write_extxyz(frames, handle, nan_missing=True, lineage=False, info=levels, columns=types)
         if given.levels is not None:
             with folder.open(LEVELS_FILE, "w", encoding="utf-8") as handle:
                 handle.write(given.levels.text())
@@ -228,6 +230,7 @@ def _training_data(given: TrainingSet, settings: TrainSettings) -> TrainingData:
         with_stress="stress" in labels,
         validated=labels_of(given.val),
         keep_last=settings.keeps_last(len(given.val)),
+        n_level_types=settings.level_types,
     )
 
 

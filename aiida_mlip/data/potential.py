@@ -15,6 +15,7 @@ from aiida.common.exceptions import ValidationError
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError, SpeciesError
 from aiida_mlip.io.arrays import read_npz, write_npz
+from aiida_mlip.io.level_types import species_of_types
 from aiida_mlip.io.model_package import ModelPackage, read_package, sha256_of
 from aiida_mlip.kernel.calibration import Calibration
 from aiida_mlip.kernel.uncertainty.grades import VERSION_KEY, Grades
@@ -105,7 +106,7 @@ class PotentialData(orm.Data):
         node.base.attributes.set_many(
             {
                 "engine": engine,
-                "species": _species(found, species, name),
+                "species": _species(found, species, len(names) if joint else 0, name),
                 "type_names": list(found.type_names),
                 "cutoff_ang": _cutoff(found, cutoff_ang, name),
                 "model_dtype": found.model_dtype,
@@ -248,6 +249,13 @@ class PotentialData(orm.Data):
                 f"the potential <{self.uuid}> does not cover {', '.join(missing)}; it covers {', '.join(self.species)}"
             )
 
+    @property
+    def joint_method(self) -> str | None:
+        """How it tells its levels of theory apart, as in ``multi_fidelity.method``; nothing: it is not joint."""
+        if not self.joint:
+            return None
+        return "embedding" if list(self.base.attributes.get("type_names")) == list(self.species) else "types"
+
     def check_runs(self) -> None:
         """Make sure that it can be run as it is.
 
@@ -354,16 +362,23 @@ def _opened(package: IO[bytes] | bytes | str | Path, name: str) -> Iterator[IO[b
         yield package
 
 
-def _species(found: ModelPackage, given: Sequence[str] | None, name: str) -> list[str]:
+def _species(found: ModelPackage, given: Sequence[str] | None, n_levels: int, name: str) -> list[str]:
+    """Chemical symbols in the order of the model's types, those of one level where each has types of its own."""
     from ase.data import chemical_symbols
 
+    species, n_found = species_of_types(found.type_names)
+    if n_found not in (1, n_levels):
+        raise InvalidInputError(
+            f"{name}: the model has types for {n_found} levels of theory ({', '.join(found.type_names)}), but "
+            f"{n_levels} joint fidelities are named"
+        )
     if given is not None:
-        if sorted(given) != sorted(found.type_names):
-            raise SpeciesError(f"{name}: species {list(given)} given, but the package has {list(found.type_names)}")
-        return list(found.type_names)
-    if unknown := [symbol for symbol in found.type_names if symbol not in chemical_symbols[1:]]:
+        if sorted(given) != sorted(species):
+            raise SpeciesError(f"{name}: species {list(given)} given, but the package has {list(species)}")
+        return list(species)
+    if unknown := [symbol for symbol in species if symbol not in chemical_symbols[1:]]:
         raise SpeciesError(f"{name}: the model's atom types {unknown} are not chemical symbols, which this needs")
-    return list(found.type_names)
+    return list(species)
 
 
 def _cutoff(found: ModelPackage, given: float | None, name: str) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 from aiida import orm
 
+from aiida_mlip.io.level_types import species_of_types
 from aiida_mlip.io.nequip_config import CONFIG_FILE, time_limit_of
 from aiida_mlip.io.training_levels import LEVELS_FILE, TrainingLevels
 
@@ -36,6 +37,24 @@ def levels_of(job: orm.CalcJobNode) -> TrainingLevels | None:
         return None
     text = job.base.repository.get_object_content(LEVELS_FILE)
     return TrainingLevels.from_text(text, source=f"{LEVELS_FILE} of {job.process_label}<{job.pk}>")
+
+
+def joint_method_of(job: orm.CalcJobNode) -> str | None:
+    """How a training on several levels of theory told them apart, see ``multi_fidelity.method``; None: on one."""
+    if (levels := levels_of(job)) is None:
+        return None
+    _, n_levels = species_of_types(config_of(job)["model_type_names"])
+    return "types" if n_levels > 1 else "embedding" if levels.joint else "pooled"
+
+
+def engine_of(job: orm.CalcJobNode) -> str:
+    """What a training's model is a model of: ``nequip`` or ``allegro``; earlier weights bring their own."""
+    if "initial_potential" in job.inputs:
+        return str(job.inputs.initial_potential.engine)
+    if "initial_folder" in job.inputs and isinstance(job.inputs.initial_folder.creator, orm.CalcJobNode):
+        return engine_of(job.inputs.initial_folder.creator)
+    target = str(config_of(job)["training_module"]["model"].get("_target_", ""))
+    return "allegro" if target.startswith("allegro.") else "nequip"
 
 
 def time_budget_of(job: orm.CalcJobNode) -> int:

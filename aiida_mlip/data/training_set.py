@@ -11,8 +11,9 @@ from aiida import orm
 
 from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.data.potential import PotentialData
-from aiida_mlip.data.training_jobs import config_of, levels_of
+from aiida_mlip.data.training_jobs import config_of, joint_method_of, levels_of
 from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.io.level_types import species_of_types, type_indices
 from aiida_mlip.io.training_levels import TrainingLevels
 from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.kernel.reference_energies import (
@@ -52,6 +53,11 @@ class TrainingSet:
         order = list(self.levels.fidelities) if self.levels is not None else []
         return [order.index(frames.fidelities[index]) for index in frames.fidelity]
 
+    def type_indices(self, frames: Frames) -> np.ndarray:
+        """(a,) the model's type of each atom, where every level of theory has types of its own."""
+        level = np.asarray(self.level_indices(frames))[frames.atom_rows()]
+        return type_indices(self.species, frames.numbers) + level * len(self.species)
+
 
 def training_set(inputs: Mapping[str, Any], settings: TrainSettings) -> TrainingSet:
     """Frames and energies of a training.
@@ -71,7 +77,7 @@ def training_set(inputs: Mapping[str, Any], settings: TrainSettings) -> Training
         species = tuple(initial.species)
     elif (earlier := earlier_job(inputs)) is not None:
         _check_earlier(earlier, settings)
-        species = tuple(config_of(earlier)["model_type_names"])
+        species, _ = species_of_types(config_of(earlier)["model_type_names"])
     if settings.multi_fidelity is None:
         return _single(frames, parts, dataset, species, settings, initial)
     return _joint(frames, parts, inputs, species, settings)
@@ -98,6 +104,11 @@ def check_initial_potential(potential: PotentialData | None, settings: TrainSett
         )
     if settings.joint and not potential.joint:
         raise InvalidInputError(f"{name}: no joint model, it is not told the fidelity of a frame")
+    if settings.joint and potential.joint_method != settings.method:
+        raise InvalidInputError(
+            f"{name}: tells its fidelities apart by {potential.joint_method!r}, but multi_fidelity.method is "
+            f"{settings.method!r}"
+        )
 
 
 def parts_of_member(dataset: DatasetData, split: orm.ArrayData, settings: TrainSettings) -> np.ndarray:
@@ -240,12 +251,12 @@ def _model_references(potential: PotentialData | None) -> dict[str, float]:
 
 
 def _check_earlier(job: orm.CalcJobNode, settings: TrainSettings) -> None:
-    found = levels_of(job)
-    names, joint = ((), False) if found is None else (found.fidelities, found.joint)
-    if set(names) != set(settings.levels) or joint != settings.joint:
+    found, method = levels_of(job), joint_method_of(job)
+    names = () if found is None else found.fidelities
+    if set(names) != set(settings.levels) or method != settings.method:
         before, now = (
-            f"{', '.join(levels)} ({'embedding' if told else 'pooled'})" if levels else "one fidelity"
-            for levels, told in ((names, joint), (settings.levels, settings.joint))
+            f"{', '.join(levels)} ({how})" if levels else "one fidelity"
+            for levels, how in ((names, method), (settings.levels, settings.method))
         )
         raise InvalidInputError(f"NequipTrainCalculation<{job.pk}> trained on {before}, but the settings ask for {now}")
 

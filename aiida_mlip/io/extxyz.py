@@ -431,6 +431,7 @@ def write_extxyz(
     *,
     nan_missing: bool = False,
     info: Mapping[str, Any] | None = None,
+    columns: Mapping[str, np.ndarray] | None = None,
     lineage: bool = True,
 ) -> None:
     """Write frames as extended XYZ that ASE, and through it NequIP, reads back.
@@ -440,12 +441,13 @@ def write_extxyz(
     :param nan_missing: write a missing energy, force or stress as ``nan`` so that all frames have the same keys
         (masked training); otherwise it is left out.
     :param info: further values per row: name -> sequence of n numbers, strings or booleans.
+    :param columns: further values per atom: name -> (a,) integers.
     :param lineage: also write frame id, parent, group, process uuids, generator, failure, cost.
-    :raises InvalidInputError: an ``info`` column of the wrong length, or that collides with a key written anyway.
+    :raises InvalidInputError: an ``info`` or a column of the wrong length, or that collides with a key written anyway.
     """
     if isinstance(target, str | Path):
         with Path(target).open("w", encoding="utf-8") as stream:
-            write_extxyz(frames, stream, nan_missing=nan_missing, info=info, lineage=lineage)
+            write_extxyz(frames, stream, nan_missing=nan_missing, info=info, columns=columns, lineage=lineage)
         return
     extra = {key: list(values) for key, values in (info or {}).items()}
     for key, values in extra.items():
@@ -453,15 +455,16 @@ def write_extxyz(
             raise InvalidInputError(f"info {key!r} has {len(values)} values for {len(frames)} frames")
         if key in ("Lattice", "Properties", "pbc", "energy", "stress"):
             raise InvalidInputError(f"info {key!r} is written from the frames themselves")
+    further = _further_columns(frames, columns or {})
     writers = _lineage_writers(frames) if lineage else {}
     for row in range(len(frames)):
         part = frames.atom_slice(row)
-        columns, format_, properties = _atom_columns(frames, part, nan_missing)
+        table, format_, properties = _atom_columns(frames, part, nan_missing, further)
         pairs = _comment(frames, row, properties, nan_missing)
         pairs += [f"{key}={value}" for key, get in writers.items() if (value := get(row)) is not None]
         pairs += [f"{key}={_text(values[row])}" for key, values in extra.items()]
         target.write(f"{frames.natoms[row]}\n{' '.join(pairs)}\n")
-        target.write("".join([format_ % line for line in zip(*columns, strict=True)]))
+        target.write("".join([format_ % line for line in zip(*table, strict=True)]))
 
 
 def _comment(frames: Frames, row: int, properties: str, nan_missing: bool) -> list[str]:
@@ -476,18 +479,29 @@ def _comment(frames: Frames, row: int, properties: str, nan_missing: bool) -> li
     return pairs
 
 
-def _atom_columns(frames: Frames, part: slice, nan_missing: bool) -> tuple[list[list[Any]], str, str]:
+def _further_columns(frames: Frames, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Integers per atom: those that the frames have, and those that are given."""
+    own = {name: value for name in _OPTIONAL if (value := getattr(frames, name)) is not None}
+    for name, values in columns.items():
+        if len(values) != frames.n_atoms:
+            raise InvalidInputError(f"column {name!r} has {len(values)} values for {frames.n_atoms} atoms")
+        if name in (*_OPTIONAL, "species", "pos", "forces"):
+            raise InvalidInputError(f"column {name!r} is written from the frames themselves")
+    return {**own, **columns}
+
+
+def _atom_columns(
+    frames: Frames, part: slice, nan_missing: bool, further: Mapping[str, np.ndarray]
+) -> tuple[list[list[Any]], str, str]:
     symbols = [chemical_symbols[z] for z in frames.numbers[part]]
     columns: list[list[Any]] = [symbols, *frames.positions[part].T.tolist()]
     format_, properties = "%s %r %r %r", "species:S:1:pos:R:3"
     if nan_missing or np.isfinite(frames.forces[part]).any():
         columns += frames.forces[part].T.tolist()
         format_, properties = format_ + " %r %r %r", properties + ":forces:R:3"
-    for name in _OPTIONAL:
-        value = getattr(frames, name)
-        if value is not None:
-            columns.append(value[part].tolist())
-            format_, properties = format_ + " %d", f"{properties}:{name}:I:1"
+    for name, value in further.items():
+        columns.append(value[part].tolist())
+        format_, properties = format_ + " %d", f"{properties}:{name}:I:1"
     return columns, format_ + "\n", properties
 
 

@@ -5,7 +5,7 @@ are missing are NaN and every loss and metric ignores NaN; an exponential moving
 its checkpoints are wrong. The number of frames and atoms that the training loader really sees is made a data statistic
 (``num_frames``, ``num_atoms``), which ``nequip-train`` prints: :mod:`aiida_mlip.io.nequip_output` reads it back. With
 several levels of theory each frame carries the index of its own (``dataset``), and the frames of each level are counted
-(``num_frames_<index>``).
+(``num_frames_<index>``); where each level has types of its own, the file carries them too (``atom_types``).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Final
 import yaml
 
 from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.io.level_types import level_types
 
 #: Quantity of a validation that decides which checkpoint is the best one.
 MONITOR: Final[str] = "val0_epoch/weighted_sum"
@@ -29,6 +30,8 @@ CHECKPOINT_DIR: Final[str] = "checkpoints"
 METRICS_FILE: Final[str] = "logs/metrics.csv"
 #: Info key of a frame's level of theory, and the field of NequIP by which a model is told.
 LEVEL: Final[str] = "dataset"
+#: Column of the atoms' types, where they depend on the level of theory.
+TYPES_COLUMN: Final[str] = "atom_types"
 LAST_CHECKPOINT: Final[str] = f"{CHECKPOINT_DIR}/last.ckpt"
 #: The name of a best checkpoint carries its value of :data:`MONITOR`, so that those of a restart can be compared.
 BEST_PATTERN: Final[str] = "best_{val0_epoch/weighted_sum:014.7f}_{epoch:06d}"
@@ -49,6 +52,7 @@ class TrainingData:
     :param with_stress: training frames have stresses.
     :param validated: labels of the validation frames, of ``energy``, ``forces``, ``stress``; nothing: the same ones.
     :param keep_last: the weights of the last epoch are kept, not those with the best validation error.
+    :param n_level_types: how many types of its own each element has, one for every level of theory.
     """
 
     species: tuple[str, ...]
@@ -59,6 +63,12 @@ class TrainingData:
     with_stress: bool
     validated: frozenset[str] | None = None
     keep_last: bool = False
+    n_level_types: int = 1
+
+    @property
+    def type_names(self) -> tuple[str, ...]:
+        """Names of the model's types."""
+        return self.species if self.n_level_types == 1 else level_types(self.species, self.n_level_types)
 
 
 @dataclass(frozen=True)
@@ -109,8 +119,8 @@ def nequip_config(
         )
     config: dict[str, Any] = {
         "run": ["train"],
-        "model_type_names": list(data.species),
-        "data": _data_section(settings, seed),
+        "model_type_names": list(data.type_names),
+        "data": _data_section(settings, data, seed),
         "trainer": _trainer_section(settings, start, keep_last=data.keep_last),
         "training_module": {
             "_target_": "nequip.train.EMALightningModule",
@@ -128,7 +138,7 @@ def nequip_config(
         raise InvalidInputError("nequip.trainer.max_time cannot be set: use time_limit_s, which knows about restarts")
     config = _override(config, settings["nequip"])
     _check(config)
-    if settings["multi_fidelity"] and config["data"].get("include_keys") != [LEVEL]:
+    if (included := _included(settings, data)) and config["data"].get("include_keys") != included:
         raise InvalidInputError("nequip.data.include_keys cannot be set: it says of which level of theory a frame is")
     return config
 
@@ -138,7 +148,11 @@ def check_overrides(settings: Mapping[str, Any]) -> None:
 
     :raises InvalidInputError: see there.
     """
-    everything = TrainingData(("H",), {"H": 0.0}, 1.0, with_energy=True, with_forces=True, with_stress=True)
+    levels = settings["multi_fidelity"]
+    n_types = len(levels["fidelities"]) if levels and levels["method"] == "types" else 1
+    everything = TrainingData(
+        ("H",), {"H": 0.0}, 1.0, with_energy=True, with_forces=True, with_stress=True, n_level_types=n_types
+    )
     nequip_config(settings, everything, seed=0)
 
 
@@ -198,20 +212,26 @@ def _metrics(weights: Mapping[str, float], metric: str) -> dict[str, Any]:
     }
 
 
-def _data_section(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+def _included(settings: Mapping[str, Any], data: TrainingData) -> list[str]:
+    """What is read of a frame beside its geometry and labels."""
+    return ([LEVEL] if settings["multi_fidelity"] else []) + ([TYPES_COLUMN] if data.n_level_types > 1 else [])
+
+
+def _data_section(settings: Mapping[str, Any], data: TrainingData, seed: int) -> dict[str, Any]:
     loader = {"_target_": "torch.utils.data.DataLoader", "batch_size": settings["batch_size"], "num_workers": 0}
     frames = {"_target_": "nequip.data.PerAtomModifier", "field": "num_atoms"}  # one for every frame
     total = {"_target_": "torchmetrics.SumMetric"}
-    levels = settings["multi_fidelity"]
+    levels, included = settings["multi_fidelity"], _included(settings, data)
+    mapper = {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "model_type_names": _TYPES}
     return {
         "_target_": "nequip.data.datamodule.ASEDataModule",
         "seed": seed,
         "train_file_path": TRAIN_FILE,
         "val_file_path": VAL_FILE,
         "ase_args": {"format": "extxyz"},
-        **({"include_keys": [LEVEL]} if levels else {}),
+        **({"include_keys": included} if included else {}),
         "transforms": [
-            {"_target_": "nequip.data.transforms.ChemicalSpeciesToAtomTypeMapper", "model_type_names": _TYPES},
+            *([] if data.n_level_types > 1 else [mapper]),
             {
                 "_target_": "nequip.data.transforms.NeighborListTransform",
                 "r_max": settings["model"]["cutoff_ang"],
@@ -339,7 +359,11 @@ def _optimizer_section(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _model_section(settings: Mapping[str, Any], data: TrainingData, seed: int, start: TrainingStart) -> dict[str, Any]:
-    shifts = {symbol: float(value) for symbol, value in data.reference_energies.items() if symbol in data.species}
+    # types of every level: energies of all levels are in those of one, the shifts too
+    of_type = zip(data.type_names, data.species * data.n_level_types, strict=True)
+    shifts = {
+        name: float(data.reference_energies[symbol]) for name, symbol in of_type if symbol in data.reference_energies
+    }
     if start.initial_checkpoint:
         return {"_target_": "nequip.model.ModelFromCheckpoint", "checkpoint_path": start.initial_checkpoint}
     if start.initial_package:
@@ -350,12 +374,11 @@ def _model_section(settings: Mapping[str, Any], data: TrainingData, seed: int, s
         return {"_target_": "nequip.model.modify", "modifiers": [change], "model": package}
     model, levels = settings["model"], settings["multi_fidelity"]
     section = {
-        "_target_": "nequip.model.NequIPGNNModel",
+        **(_allegro(model) if model["architecture"] == "allegro" else _nequip(model)),
         "seed": seed,
         "model_dtype": model["dtype"],
         "type_names": _TYPES,
         "r_max": model["cutoff_ang"],
-        **{key: value for key, value in model.items() if key not in ("cutoff_ang", "dtype")},
         "avg_num_neighbors": "${training_data_stats:num_neighbors_mean}",
         "per_type_energy_scales": float(data.force_scale_ev_per_ang),
         "per_type_energy_shifts": shifts,
@@ -365,6 +388,36 @@ def _model_section(settings: Mapping[str, Any], data: TrainingData, seed: int, s
         embed = {"field": LEVEL, "num_features": levels["num_features"], "min": 0, "max": last}
         section["categorical_graph_field_embed"] = [embed]
     return section
+
+
+def _nequip(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters of a NequIP model."""
+    other = ("architecture", "cutoff_ang", "dtype", "num_tensor_features")
+    own = {key: value for key, value in model.items() if key not in other}
+    return {"_target_": "nequip.model.NequIPGNNModel", **own}
+
+
+def _allegro(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters of an Allegro model: its networks are as wide as its scalars."""
+    width = model["num_features"]
+    return {
+        "_target_": "allegro.model.AllegroModel",
+        "l_max": model["l_max"],
+        "parity": model["parity"],
+        "num_layers": model["num_layers"],
+        "num_scalar_features": width,
+        "num_tensor_features": model["num_tensor_features"] or max(1, width // 2),
+        "radial_chemical_embed": {
+            "_target_": "allegro.nn.TwoBodyBesselScalarEmbed",
+            "num_bessels": model["num_bessels"],
+            "polynomial_cutoff_p": model["polynomial_cutoff_p"],
+        },
+        "radial_chemical_embed_dim": width + width % 2,
+        "scalar_embed_mlp_hidden_layers_depth": model["radial_mlp_depth"],
+        "scalar_embed_mlp_hidden_layers_width": model["radial_mlp_width"],
+        "allegro_mlp_hidden_layers_width": width,
+        "readout_mlp_hidden_layers_width": width,
+    }
 
 
 def _override(base: Any, over: Mapping[str, Any], *, path: Sequence[str] = ()) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from aiida.engine import ExitCode
 from aiida.parsers import Parser
 
 from aiida_mlip.data.potential import PotentialData
-from aiida_mlip.data.training_jobs import config_of, levels_of, reference_energies_of
+from aiida_mlip.data.training_jobs import config_of, engine_of, joint_method_of, levels_of, reference_energies_of
 from aiida_mlip.errors import FileFormatError, MlipError
 from aiida_mlip.io.documents import brief, clipped_lines, plain_text
+from aiida_mlip.io.level_types import species_of_types
 from aiida_mlip.io.nequip_config import METRICS_FILE, cutoff_of
 from aiida_mlip.io.nequip_output import (
     Curves,
@@ -143,7 +144,7 @@ class NequipTrainParser(Parser):
             }
         return {
             "target": target,
-            "method": "embedding" if levels.joint else "pooled",
+            "method": joint_method_of(self.node),
             "repetition": times,
             "fidelities": counts,
             "frames_val": int(((parts == Part.VAL) & (names == target)).sum()),
@@ -157,8 +158,8 @@ class NequipTrainParser(Parser):
             with self.retrieved.base.repository.open(PACKAGE_FILE, "rb") as package:
                 potential = PotentialData.from_package(
                     package,
-                    engine="nequip",
-                    species=config["model_type_names"],
+                    engine=engine_of(self.node),
+                    species=species_of_types(config["model_type_names"])[0],
                     cutoff_ang=cutoff_of(config),
                     metrics={"validation": summary.get("best", {}), "best_epoch": summary.get("best_epoch")},
                     source=f"{PACKAGE_FILE} of NequipTrainCalculation<{self.node.pk}>",

@@ -17,6 +17,8 @@ Count = Annotated[int, Field(ge=1)]
 
 #: Validation rows below which the error on them does not choose the weights of a model of several levels of theory.
 FEWEST_TO_CHOOSE: Final[int] = 10
+#: Methods by which a model of several levels of theory tells them apart.
+JOINT_METHODS: Final[tuple[str, ...]] = ("embedding", "types")
 #: Sections of the nequip-train configuration that ``nequip`` may override.
 NEQUIP_SECTIONS: Final[tuple[str, ...]] = ("data", "trainer", "training_module", "global_options")
 
@@ -45,18 +47,34 @@ class SplitSettings(SpecModel):
 
 
 class ModelSettings(SpecModel):
-    """Hyperparameters of the NequIP model (doi:10.1038/s41467-022-29939-5); fixed by the potential in a warm start."""
+    """Hyperparameters of the model; fixed by the potential in a warm start.
 
+    :param architecture: ``nequip`` (doi:10.1038/s41467-022-29939-5), or the strictly local ``allegro``
+        (doi:10.1038/s41467-023-36329-y; needs nequip-allegro beside nequip-train).
+    :param num_features: of NequIP: of each degree; of Allegro: scalars.
+    :param num_tensor_features: of Allegro: of each degree; nothing: half of ``num_features``.
+    :param parity: also features of odd mirror parity.
+    :param radial_mlp_width: of the network of distances; of Allegro: of that of distances and elements.
+    """
+
+    architecture: Literal["nequip", "allegro"] = "nequip"
     cutoff_ang: Positive
     num_layers: Count
     l_max: Annotated[int, Field(ge=0, le=6)]
     num_features: Count
+    num_tensor_features: Count | None = None
     parity: bool = False
     num_bessels: Count = 8
     radial_mlp_depth: Count = 1
     radial_mlp_width: Count = 64
     polynomial_cutoff_p: Count = 6
     dtype: Literal["float32", "float64"] = "float32"
+
+    @model_validator(mode="after")
+    def _of_this_architecture(self) -> ModelSettings:
+        if self.architecture == "nequip" and self.num_tensor_features is not None:
+            raise ValueError("num_tensor_features: only Allegro has them apart from num_features")
+        return self
 
 
 class LossSettings(SpecModel):
@@ -95,14 +113,16 @@ class MultiFidelitySettings(SpecModel):
     """One model of several levels of theory (doi:10.48550/arXiv.2409.07947).
 
     :param fidelities: names of the levels, cheap first; their order is the index that the model is told.
-    :param method: ``embedding``: the model is told the level of each frame; ``pooled``: it is not (a baseline).
-    :param num_features: numbers by which the model knows a level.
+    :param method: ``embedding``: the model is told the level of each frame, NequIP only; ``types``: every element has a
+        type of its own at every level, by default where the architecture is Allegro; ``pooled``: the model is not told
+        (a baseline).
+    :param num_features: numbers by which an embedding knows a level.
     :param target_share: share of the rows at the target (:attr:`TrainSettings.target`) among the frames of an epoch,
         reached by repeating them a whole number of times; 0: no repetition.
     """
 
     fidelities: Annotated[tuple[str, ...], Field(min_length=2)]
-    method: Literal["embedding", "pooled"] = "embedding"
+    method: Literal["embedding", "types", "pooled"] = "embedding"
     num_features: Count = 8
     target_share: Fraction = 0.5
 
@@ -208,7 +228,35 @@ class TrainSettings(SpecModel):
     @property
     def joint(self) -> bool:
         """Whether the model is told the level of theory of each frame."""
-        return self.multi_fidelity is not None and self.multi_fidelity.method == "embedding"
+        return self.method in JOINT_METHODS
+
+    @property
+    def method(self) -> str | None:
+        """How levels of theory are told apart; nothing: there is one."""
+        return None if self.multi_fidelity is None else self.multi_fidelity.method
+
+    @property
+    def level_types(self) -> int:
+        """How many types of its own the model has for every element."""
+        return len(self.levels) if self.method == "types" else 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _method_of_architecture(cls, value: Any) -> Any:
+        """What Allegro can do, where no method is named."""
+        levels, model = value.get("multi_fidelity"), value.get("model")
+        if not (isinstance(levels, Mapping) and isinstance(model, Mapping)) or model.get("architecture") != "allegro":
+            return value
+        return {**value, "multi_fidelity": {"method": "types", **levels}}
+
+    @model_validator(mode="after")
+    def _architecture_can(self) -> TrainSettings:
+        if self.model.architecture == "allegro" and self.method == "embedding":
+            raise ValueError(
+                "multi_fidelity.method: 'embedding' needs model.architecture 'nequip'; Allegro cannot be told the "
+                "level of a frame, use 'types'"
+            )
+        return self
 
     @model_validator(mode="after")
     def _target_is_a_level(self) -> TrainSettings:

@@ -1,7 +1,8 @@
 """Ways to learn from labels of several fidelities: their names, the trainings each consists of, and their settings.
 
 ========== ==========================================================================================================
-embedding  one model that is told the fidelity, baked at the target
+embedding  one model that is told the fidelity, baked at the target; NequIP only
+types      one model with a type of its own for every element and fidelity, baked at the target; what Allegro offers
 pooled     one model that is not told the fidelity
 high_only  a model of the target's labels alone
 fine_tune  a model of the fidelity with most labels (training ``pretrain``), trained further at the target
@@ -24,6 +25,7 @@ from aiida_mlip.protocols.train import TrainSettings, train_settings
 #: Trainings of each method, in order; the last one gives its potentials.
 TRAININGS: Final[dict[str, tuple[str, ...]]] = {
     "embedding": ("embedding",),
+    "types": ("types",),
     "pooled": ("pooled",),
     "high_only": ("high_only",),
     "fine_tune": ("pretrain", "fine_tune"),
@@ -31,7 +33,7 @@ TRAININGS: Final[dict[str, tuple[str, ...]]] = {
 }
 METHODS: Final[tuple[str, ...]] = tuple(TRAININGS)
 #: Those that train on rows of all fidelities at once.
-JOINT: Final[tuple[str, ...]] = ("embedding", "pooled")
+JOINT: Final[tuple[str, ...]] = ("embedding", "types", "pooled")
 
 
 def check_methods(names: Sequence[Any]) -> tuple[str, ...]:

@@ -2,8 +2,10 @@
 
 A joint NequIP model joins two vectors for each atom: that of its type, and that of the level of theory (the graph field
 ``dataset``). With the level fixed, the second is the same for all atoms, so both together are a type embedding: that is
-what is written, with the energies of the level's isolated atoms. Nothing else of the model changes, the code in the
-package least of all, and NequIP is not needed: the archive says what code it holds and what it takes from outside.
+what is written, with the energies of the level's isolated atoms. A model that knows each element once for every level
+(Allegro; :mod:`aiida_mlip.io.level_types`) keeps the types of one level and forgets the others. Nothing else of the
+model changes, the code in the package least of all, and NequIP is not needed: the archive says what code it holds and
+what it takes from outside.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import io
 import os
 import warnings
 import zipfile
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -22,6 +24,7 @@ import yaml
 
 from aiida_mlip.errors import FileFormatError, InvalidInputError, MlipError
 from aiida_mlip.io.bake import BAKED, BakeRequest
+from aiida_mlip.io.level_types import level_types, species_of_types
 from aiida_mlip.io.model_package import read_package
 from aiida_mlip.workers.unpacking import without_compiler
 
@@ -141,7 +144,11 @@ def fold(model: Any, index: int, shifts: Mapping[str, float]) -> dict[str, float
     :returns: the shifts it had.
     :raises InvalidInputError: not a joint model, no such level of theory, or shifts for other types than it has.
     """
-    _fold_embedding(model, index)
+    species, n_levels = species_of_types(model.type_names)
+    if n_levels > 1:
+        _select_types(model, index, species, n_levels)
+    else:
+        _fold_embedding(model, index)
     before = _set_shifts(model, shifts)
     for module in model.modules():
         for name in ("irreps_in", "irreps_out"):
@@ -172,6 +179,33 @@ def _fold_embedding(model: Any, index: int) -> None:
     embedding.do_categorical_graph_field_embed = False
     embedding.categorical_graph_field_embed_modules = torch.nn.ModuleDict()
     embedding.categorical_graph_field_embed_shifts = {}
+
+
+def _select_types(model: Any, index: int, species: Sequence[str], n_levels: int) -> None:
+    """Only the types of one level of theory, by the names of their elements."""
+    import torch
+
+    if not 0 <= index < n_levels:
+        raise InvalidInputError(f"index {index}: the model knows {n_levels} levels of theory")
+    n_types, every = len(species), level_types(species, n_levels)
+    kept = slice(index * n_types, (index + 1) * n_types)
+    for module in model.modules():
+        if tuple(getattr(module, "type_names", ())) == every:
+            module.type_names = list(species)
+        if getattr(module, "num_types", None) == len(every):
+            module.num_types = n_types
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.Embedding) and child.num_embeddings == len(every):
+                weight = child.weight.detach()[kept].clone()
+                setattr(module, name, torch.nn.Embedding.from_pretrained(weight, freeze=False))
+        if hasattr(module, "shifts_shortcut"):
+            for name in ("shifts", "scales"):
+                value = getattr(module, name)
+                if len(value) == len(every):
+                    rows = value.detach()[kept].clone()
+                    setattr(module, name, torch.nn.Parameter(rows) if isinstance(value, torch.nn.Parameter) else rows)
+    if isinstance(metadata := getattr(model, "_metadata", None), dict):
+        metadata["type_names"] = " ".join(species)
 
 
 def _set_shifts(model: Any, shifts: Mapping[str, float]) -> dict[str, float]:
@@ -235,6 +269,8 @@ class _Archive:
             self.importer = PackageImporter(str(path))
             self.metadata = yaml.safe_load(self.importer.load_text(_FOLDER, _METADATA))
             self.modes = tuple(self.metadata["available_models"])
+            names = self.metadata["atom_types"]
+            self.species, self.n_level_types = species_of_types([str(names[index]) for index in range(len(names))])
 
     def load(self, name: str) -> Any:
         """A pickled object; storages in pickles within it are put on the CPU as well."""
@@ -276,9 +312,10 @@ def write_baked(joint: _Archive, target: Path, request: BakeRequest, digest: str
     """
     from torch.package import PackageExporter
 
-    example = {name: value for name, value in joint.load(_EXAMPLE).items() if name != FIELD}
+    example = _untold(joint)
     baked = {"from_sha256": digest, "field": FIELD, "index": request.index, "fidelity": request.fidelity}
-    metadata = yaml.safe_dump({**joint.metadata, "baked": baked}, default_flow_style=False, allow_unicode=True)
+    types = {"atom_types": dict(enumerate(joint.species))}
+    metadata = yaml.safe_dump({**joint.metadata, **types, "baked": baked}, default_flow_style=False, allow_unicode=True)
     code, before = joint.code(), {}
     importers = (joint.importer, _outside({*code.own, *code.mocked}))
     with _foreign(joint.path), PackageExporter(str(target), importer=importers) as exporter:
@@ -294,6 +331,12 @@ def write_baked(joint: _Archive, target: Path, request: BakeRequest, digest: str
             _check_energies(before, request)
             exporter.save_pickle(_FOLDER, f"{mode}_model.pkl", models, dependencies=True)
     return before
+
+
+def _untold(joint: _Archive) -> dict[str, Any]:
+    """The frames in a package without their level of theory: as the baked model takes them."""
+    example = {name: value for name, value in joint.load(_EXAMPLE).items() if name != FIELD}
+    return {**example, "atom_types": example["atom_types"] % len(joint.species)}
 
 
 def _outside(inside: Container[str]) -> Any:
@@ -321,16 +364,19 @@ def compare(joint: _Archive, baked: _Archive, request: BakeRequest, shifts: Mapp
 
     example = joint.load(_EXAMPLE)
     natoms = _atoms_per_frame(example)
-    told = {**example, FIELD: torch.full((len(natoms), 1), request.index)}
+    given = _untold(joint)
+    if joint.n_level_types > 1:
+        told = {**given, "atom_types": given["atom_types"] + request.index * len(joint.species)}
+    else:
+        told = {**given, FIELD: torch.full((len(natoms), 1), request.index)}
     model = joint.models(joint.modes[0])[_NAME].eval()
-    change = torch.tensor([request.shifts[name] - shifts[name] for name in model.type_names], dtype=torch.float64)
+    change = torch.tensor([request.shifts[name] - shifts[name] for name in joint.species], dtype=torch.float64)
     rows = torch.repeat_interleave(torch.arange(len(natoms)), natoms)
-    added = torch.zeros(len(natoms), dtype=torch.float64).index_add_(0, rows, change[example["atom_types"].view(-1)])
+    added = torch.zeros(len(natoms), dtype=torch.float64).index_add_(0, rows, change[given["atom_types"].view(-1)])
     with _foreign(joint.path):
         expected = _predict(model, told)
     energy = force = 0.0
     for mode in baked.modes:
-        given = {name: value for name, value in example.items() if name != FIELD}
         variant = baked.models(mode)[_NAME].eval()
         with _foreign(baked.path):
             found = _predict(variant, given)

@@ -11,33 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from aiida_mlip.errors import SpeciesError
-
 #: Names of tensors -> tensors.
 Graph = dict[str, Any]  # Any: torch.Tensor, torch is not imported here
-
-
-def type_indices(type_names: Sequence[str], numbers: np.ndarray) -> np.ndarray:
-    """(a,) the model's type of each atom.
-
-    :param type_names: chemical symbols in the order of the model's types.
-    :param numbers: (a,) atomic numbers.
-    :raises SpeciesError: an element that the model does not cover.
-
-    >>> type_indices(["Si", "C"], np.array([6, 14, 14])).tolist()
-    [1, 0, 0]
-    """
-    from ase.data import atomic_numbers, chemical_symbols
-
-    table = np.full(len(chemical_symbols), -1, dtype=np.int64)
-    for index, name in enumerate(type_names):
-        if name in atomic_numbers:
-            table[atomic_numbers[name]] = index
-    types = table[numbers]
-    if (types < 0).any():
-        missing = sorted({chemical_symbols[number] for number in numbers[types < 0]})
-        raise SpeciesError(f"the model does not cover {', '.join(missing)}; it covers {', '.join(type_names)}")
-    return types
 
 
 def pair_cutoffs(metadata: Mapping[str, Any], type_names: Sequence[str]) -> np.ndarray | None:
@@ -81,10 +56,10 @@ def graph(
     :param positions: (a, 3) Å.
     :param cell: (3, 3) Å, rows are lattice vectors; zeros where there is none.
     :param pbc: (3,) periodicity.
-    :param types: (a,) see :func:`type_indices`.
+    :param types: (a,) see :meth:`aiida_mlip.workers.model_loading.LoadedModel.types_of`.
     :param cutoff_ang: largest cutoff of the model.
     :param cutoffs: see :func:`pair_cutoffs`.
-    :param fidelity: index of the level of theory, for a model of several.
+    :param fidelity: index of the level of theory, for a model that is told it.
     """
     import torch
     from ase.geometry import complete_cell

@@ -10,7 +10,7 @@ import numpy as np
 from aiida_mlip.errors import InvalidInputError, SpeciesError
 from aiida_mlip.kernel.frames import Failure, Frames
 from aiida_mlip.kernel.metrics import Predictions
-from aiida_mlip.workers.graphs import Graph, batched, graph, on_device, type_indices
+from aiida_mlip.workers.graphs import Graph, batched, graph, on_device
 from aiida_mlip.workers.model_loading import LoadedModel
 
 #: What torch and Python say when memory runs out.
@@ -174,10 +174,10 @@ def _graph(model: LoadedModel, frames: Frames, row: int, fidelity: int | None) -
         frames.positions[part],
         frames.cell[row],
         frames.pbc[row],
-        types=type_indices(model.type_names, frames.numbers[part]),
+        types=model.types_of(frames.numbers[part], fidelity),
         cutoff_ang=model.cutoff_ang,
         cutoffs=model.pair_cutoffs,
-        fidelity=fidelity,
+        fidelity=None if model.n_level_types > 1 else fidelity,
     )
 
 

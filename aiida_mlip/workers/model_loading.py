@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from aiida_mlip.errors import ExternalProgramError, FileFormatError, InvalidInputError
+from aiida_mlip.io.level_types import species_of_types, type_indices
 from aiida_mlip.io.model_package import read_package
 from aiida_mlip.workers import compile_model
 from aiida_mlip.workers.compile_model import FEATURE_FIELDS, TARGETS, feature_field
@@ -34,13 +35,15 @@ class LoadedModel:
 
     :param call: dictionary of tensors -> dictionary with energies, forces and stresses.
     :param device: ``torch.device`` it runs on.
-    :param type_names: atom types in the order of their index.
+    :param type_names: atom types in the order of their index, chemical symbols; those of the first level of theory
+        where each level has types of its own.
     :param cutoff_ang: radial cutoff (Å), the largest.
     :param pair_cutoffs: (t, t) cutoff (Å) by the types of centre and neighbour; None: the same for all.
     :param smallest_batch: fewest frames per call (a model compiled for many is specialised to "more than one").
     :param largest_batch: most frames per call; None: any number.
     :param feature_field: output that holds the features after the last layer; None: no such output.
     :param derivatives: whether forces and stress come with the energy.
+    :param n_level_types: how many types of its own each element has, one for every level of theory.
     """
 
     call: Callable[[Mapping[str, Any]], Mapping[str, Any]]  # Any: torch.Tensor, torch is not imported here
@@ -52,6 +55,24 @@ class LoadedModel:
     largest_batch: int | None = None
     feature_field: str | None = None
     derivatives: bool = True
+    n_level_types: int = 1
+
+    def types_of(self, numbers: np.ndarray, fidelity: int | None = None) -> np.ndarray:
+        """(a,) the model's type of each atom.
+
+        :param numbers: (a,) atomic numbers.
+        :param fidelity: index of the level of theory, for a model of several.
+        :raises SpeciesError: an element that the model does not cover.
+        :raises InvalidInputError: no level of theory was named, where each has types of its own.
+        """
+        types = type_indices(self.type_names, numbers)
+        if self.n_level_types == 1:
+            return types
+        if fidelity is None or not 0 <= fidelity < self.n_level_types:
+            raise InvalidInputError(
+                f"the model has types for {self.n_level_types} levels of theory: say which, got index {fidelity}"
+            )
+        return types + fidelity * len(self.type_names)
 
     def features(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, keep_graph: bool = False) -> Any:
         """(a, d) tensor of the invariant features after the last layer, those a linear readout turns into energies.
@@ -250,10 +271,12 @@ def assemble(model: Any, metadata: Mapping[str, Any], device: str) -> LoadedMode
 
     names = metadata["type_names"]
     type_names = names.split(" ") if isinstance(names, str) else list(names)
+    species, n_levels = species_of_types(type_names)
     return LoadedModel(
         call=model,
         device=torch.device(device),
-        type_names=tuple(type_names),
+        type_names=species,
+        n_level_types=n_levels,
         cutoff_ang=float(metadata["r_max"]),
         pair_cutoffs=pair_cutoffs(metadata, type_names),
     )

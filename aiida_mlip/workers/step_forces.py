@@ -15,7 +15,7 @@ from jaxtyping import Float64
 from aiida_mlip.errors import ExternalProgramError
 from aiida_mlip.kernel.frames import Failure
 from aiida_mlip.kernel.pair_list import PairList, Pairs
-from aiida_mlip.workers.graphs import batched, on_device, shortened, type_indices
+from aiida_mlip.workers.graphs import batched, on_device, shortened
 from aiida_mlip.workers.inference import is_out_of_memory
 from aiida_mlip.workers.model_loading import LoadedModel
 
@@ -81,7 +81,7 @@ class StepForces:
     ) -> tuple[dict[str, Any], Pairs]:
         """The model's input, and the pairs in it."""
         if not np.array_equal(numbers, self._numbers):
-            self._types = type_indices(self._model.type_names, numbers)
+            self._types = self._model.types_of(numbers, self._fidelity)
             self._numbers = np.array(numbers)
         if not np.isfinite(positions).all():
             raise ExternalProgramError("the potential gave no forces: positions are not finite")
@@ -125,7 +125,7 @@ class StepForces:
             "edge_cell_shift": torch.as_tensor(shift),
             "atom_types": torch.as_tensor(self._types),
         }
-        if self._fidelity is not None:
+        if self._fidelity is not None and self._model.n_level_types == 1:
             data["dataset"] = torch.tensor([[self._fidelity]])
         if self._model.smallest_batch > 1:
             data = batched([data] * self._model.smallest_batch)

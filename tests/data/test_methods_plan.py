@@ -60,6 +60,7 @@ def test_settings_of_the_trainings():
     assert {settings.split.test for settings in full.values()} == {0.0}
     assert {name: settings.target for name, settings in full.items()} == {
         "embedding": "pbe",
+        "types": "pbe",
         "pooled": "pbe",
         "high_only": "pbe",
         "pretrain": "lda",
@@ -68,7 +69,7 @@ def test_settings_of_the_trainings():
         "delta": "pbe",
     }
     joint = {name: one.multi_fidelity.method for name, one in full.items() if one.multi_fidelity is not None}
-    assert joint == {"embedding": "embedding", "pooled": "pooled"}
+    assert joint == {name: name for name in ("embedding", "types", "pooled")}
     factor = full["high_only"].max_epochs / 30
     assert factor > 2
     assert full["high_only"].stop_after == pytest.approx(10 * factor, abs=1)

@@ -8,6 +8,7 @@ import io
 import ase.io
 import numpy as np
 import pytest
+from ase.build import bulk
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -208,6 +209,19 @@ def test_binary_files_are_an_error(tmp_path):
     (tmp_path / "a.xyz").write_bytes(b"\xff\xfe\x00" * 100)
     with pytest.raises(FileFormatError, match="not a text file"):
         read_extxyz(tmp_path / "a.xyz")
+
+
+def test_further_columns_of_atoms():
+    frames = from_ase([bulk("Cu", cubic=True), bulk("Si")])
+    stream = io.StringIO()
+    write_extxyz(frames, stream, columns={"atom_types": np.arange(6)})
+    stream.seek(0)
+    found = list(ase.io.iread(stream, format="extxyz"))
+    assert [atoms.arrays["atom_types"].tolist() for atoms in found] == [[0, 1, 2, 3], [4, 5]]
+    with pytest.raises(InvalidInputError, match="column 'atom_types' has 5 values for 6 atoms"):
+        write_extxyz(frames, io.StringIO(), columns={"atom_types": np.arange(5)})
+    with pytest.raises(InvalidInputError, match="column 'region' is written from the frames"):
+        write_extxyz(frames, io.StringIO(), columns={"region": np.arange(6)})
 
 
 def test_info_columns():

@@ -284,6 +284,31 @@ def test_several_levels_change_nothing_but_what_tells_them_apart():
     assert set(differences(joint, pooled)) == {("training_module", "model", "categorical_graph_field_embed")}
 
 
+def test_types_of_every_level():
+    """The file says of which type each atom is; every level has the shifts of the one that energies are in."""
+    data = replace(DATA, n_level_types=2)
+    found = config(data, multi_fidelity={**SEVERAL, "method": "types"})
+    assert found["model_type_names"] == ["Si0", "O0", "Si1", "O1"]
+    assert found["data"]["include_keys"] == ["dataset", "atom_types"]
+    assert [entry["_target_"].rpartition(".")[2] for entry in found["data"]["transforms"]] == ["NeighborListTransform"]
+    model = found["training_module"]["model"]
+    assert "categorical_graph_field_embed" not in model
+    assert model["per_type_energy_shifts"] == {"Si0": -110.0, "O0": -430.0, "Si1": -110.0, "O1": -430.0}
+
+
+def test_hyperparameters_of_allegro():
+    model = config(model={"architecture": "allegro", "num_features": 15, "l_max": 1, "dtype": "float64"})[
+        "training_module"
+    ]["model"]
+    expected = {"num_scalar_features": 15, "num_tensor_features": 7, "l_max": 1, "model_dtype": "float64", "r_max": 5.0}
+    assert model.items() >= expected.items()
+    assert model["_target_"] == "allegro.model.AllegroModel"
+    assert "architecture" not in model
+    assert "architecture" not in config()["training_module"]["model"]
+    wide = config(model={"architecture": "allegro", "num_tensor_features": 12})["training_module"]["model"]
+    assert wide["num_tensor_features"] == 12
+
+
 def test_training_and_validation_follow_their_own_labels():
     """Energies alone at the target: forces are learned from the other level, and the validation is of energies."""
     data = TrainingData(

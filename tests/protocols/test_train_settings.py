@@ -78,6 +78,15 @@ def test_reduce_batch_size_halves_until_one():
         ({"multi_fidelity": {"fidelities": ["lda", "pbe"]}, "fidelity": "hse"}, "'hse' is none of multi_fidelity"),
         ({"multi_fidelity": {"fidelities": ["lda", "pbe"], "target_share": 1.0}}, "target_share.*less than 1"),
         ({"multi_fidelity": {"fidelities": ["lda", "pbe"], "method": "delta"}}, "method.*'delta'"),
+        (
+            {
+                "multi_fidelity": {"fidelities": ["lda", "pbe"], "method": "embedding"},
+                "model": {"architecture": "allegro"},
+            },
+            "multi_fidelity.method: 'embedding' needs model.architecture 'nequip'; .* use 'types'",
+        ),
+        ({"model": {"architecture": "schnet"}}, "architecture.*'schnet'"),
+        ({"model": {"num_tensor_features": 4}}, "num_tensor_features: only Allegro"),
         ({"multi_fidelity": {"fidelitys": ["lda", "pbe"]}}, "did you mean 'fidelities'"),
     ],
 )
@@ -97,6 +106,25 @@ def test_the_target_is_the_last_level_or_the_one_named():
         True,
         False,
     ]
+
+
+def test_allegro_has_types_of_every_level():
+    """By default; NequIP only where it is asked for."""
+    several = {"fidelities": ["lda", "pbe", "hse"]}
+    allegro = {"architecture": "allegro"}
+    found = [
+        train_settings({"multi_fidelity": levels, "model": model})
+        for levels, model in (
+            (several, allegro),
+            (several, {}),
+            ({**several, "method": "types"}, {}),
+            ({**several, "method": "pooled"}, allegro),
+            (None, allegro),
+        )
+    ]
+    assert [each.method for each in found] == ["types", "embedding", "types", "pooled", None]
+    assert [each.level_types for each in found] == [3, 1, 3, 1, 1]
+    assert [each.joint for each in found] == [True, True, True, False, False]
 
 
 def test_settings_of_several_levels_survive_a_round_trip():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,18 @@ from aiida import orm
 from aiida.engine import run_get_node
 from emt_frames import emt_frames
 
+from aiida_mlip.calculations.bake import request_of
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.potential import PotentialData
 from aiida_mlip.data.provenance import audit
 from aiida_mlip.data.taint import taint
+from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.io.bake import BAKED
 from aiida_mlip.kernel.frames import Frames, concatenate
 from aiida_mlip.workchains.train import TrainWorkChain
+from aiida_mlip.workers.bake import bake
+from aiida_mlip.workers.inference import predict
+from aiida_mlip.workers.model_loading import load_model
 
 pytestmark = [pytest.mark.nequip]
 
@@ -98,6 +106,65 @@ def check_lineage(dataset: DatasetData, outputs: dict, part: np.ndarray) -> None
         judged = outputs["potentials"]["member_0"]
         versions = (outputs["joint_potentials"]["member_0"], judged.creator.inputs.potential, judged)
         assert [found[potential.pk] for potential in versions] == [how] * 3
+
+
+@pytest.mark.parametrize("architecture", ["nequip", "allegro"])
+def test_levels_with_types_of_their_own(architecture, train_code, preloaded_evaluate_code):
+    """Two elements, one of which is rare; what was learned is gone on with, and baked at the cheap level as well."""
+    model = {**TINY["model"], "architecture": architecture, "l_max": 1, "dtype": "float64"}
+    told_apart = {**TINY["multi_fidelity"], **({"method": "types"} if architecture == "nequip" else {})}
+    inputs = builder(train_code, preloaded_evaluate_code, model=model, multi_fidelity=told_apart)
+    inputs.dataset = DatasetData.from_frames(with_platinum(two_levels()))
+    outputs, node = run_get_node(inputs)
+    assert node.is_finished_ok, (node.exit_status, node.exit_message)
+    joint, baked = outputs["joint_potentials"]["member_0"], outputs["potentials"]["member_0"]
+    assert (joint.engine, joint.joint_method) == (architecture, "types")
+    assert (joint.species, joint.fidelities) == (["Cu", "Pt"], ["cheap", "dear"])
+    assert joint.base.attributes.get("type_names") == ["Cu0", "Pt0", "Cu1", "Pt1"]
+    assert (baked.engine, baked.joint, baked.species) == (architecture, False, ["Cu", "Pt"])
+    assert baked.metrics["baked"]["force_difference_ev_per_ang"] <= 1e-5
+    assert outputs["errors"]["test"]["energy_rmse_ev_per_atom"] < APART / 2
+    training = next(child for child in node.called_descendants if "nequip_train" in child.process_type)
+    summary = training.outputs.summary.get_dict()
+    assert summary["method"] == "types"
+    assert all(each["frames_seen"] == each["frames_per_epoch"] > 0 for each in summary["fidelities"].values())
+
+    # exact at both levels, forces far apart
+    frames = inputs.dataset.frames().take(np.arange(5))
+    told = {}
+    with joint.open_package() as stream, tempfile.TemporaryDirectory() as folder:
+        package = Path(folder) / "joint.nequip.zip"
+        package.write_bytes(stream.read())
+        loaded = load_model(package, device="cpu")
+        for index, name in enumerate(joint.fidelities):
+            told[name] = predict(loaded, frames, fidelity=np.full(len(frames), index)).forces
+            bake(Path(folder), request_of(joint, name).model_copy(update={"model": package.name}))
+            found = predict(load_model(Path(folder) / BAKED, device="cpu"), frames).forces
+            np.testing.assert_allclose(found, told[name], rtol=0, atol=1e-9)
+        with pytest.raises(InvalidInputError, match="types for 2 levels of theory: say which"):
+            loaded.types_of(frames.numbers)
+        for names, wrong in ((("a", "b", "c"), {"joint": True}), (("dear",), {})):
+            with pytest.raises(InvalidInputError, match="the model has types for 2 levels of theory"):
+                PotentialData.from_package(package, fidelities=names, **wrong)
+    assert np.abs(told["cheap"] - told["dear"]).max() > 1e-3
+
+    if architecture == "allegro":
+        again = builder(train_code, preloaded_evaluate_code, model=model)
+        again.dataset, again.initial_potentials = inputs.dataset, {"member_0": joint}
+        further, second = run_get_node(again)
+        assert second.is_finished_ok, (second.exit_status, second.exit_message)
+        assert further["joint_potentials"]["member_0"].engine == "allegro"
+    other = builder(train_code, preloaded_evaluate_code)
+    other.dataset, other.initial_potentials = inputs.dataset, {"member_0": joint}
+    with pytest.raises(ValueError, match=r"tells its fidelities apart by 'types', but .* is 'embedding'"):
+        run_get_node(other)
+
+
+def with_platinum(frames: Frames) -> Frames:
+    """The same with platinum for the first atom of every cell; labels are what they were."""
+    numbers = frames.numbers.copy()
+    numbers[frames.offsets[:-1]] = 78
+    return frames.with_columns(numbers=numbers)
 
 
 def test_what_cannot_be_baked_is_returned_joint(train_code, localhost, tmp_path: Path):

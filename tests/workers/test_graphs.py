@@ -8,7 +8,8 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule
 
 from aiida_mlip.errors import SpeciesError
-from aiida_mlip.workers.graphs import batched, graph, pair_cutoffs, type_indices
+from aiida_mlip.io.level_types import type_indices
+from aiida_mlip.workers.graphs import batched, graph, pair_cutoffs
 
 TYPES = ["C", "Si", "H", "O", "Cu"]
 CUTOFF = 4.2
