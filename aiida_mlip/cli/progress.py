@@ -24,6 +24,7 @@ from rich.table import Table
 
 from aiida_mlip.data.extras import EXPECTED_CALLS, WORK_DONE
 from aiida_mlip.errors import FileFormatError, InvalidInputError, MlipError
+from aiida_mlip.io.pw_bundle import DONE_FOLDER, INPUTS_FOLDER, WORK_FOLDER
 
 #: Digits of a number of epochs.
 _MOST_DIGITS: Final[int] = 9
@@ -249,8 +250,10 @@ def _stage(stage: dict[str, Any], calls: list[dict[str, Any]]) -> Stage:
     detail, fraction = "", len(ended) / total if total else 0.0
     if isinstance(done_part, float) and ended:
         fraction = done_part  # the longest are begun first: their number says too little
-    if stage["state"] not in _TERMINATED and len(running) >= 1 and not ended and total <= len(running):
-        detail, fraction = _training_detail(running)
+    if stage["state"] not in _TERMINATED and len(running) >= 1:
+        detail, part = _bundle_detail(running)
+        if not ended and total <= len(running):
+            detail, fraction = (detail, part) if detail else _training_detail(running)
     end = None
     if 0 < fraction < 1 and stage["state"] not in _TERMINATED:
         end = datetime.now(tz=UTC) + timedelta(seconds=seconds * (1 - fraction) / fraction)
@@ -278,6 +281,19 @@ def _name(process: dict[str, Any]) -> str:
 def _seconds(process: dict[str, Any]) -> float:
     end = process["mtime"] if process["state"] in _TERMINATED else datetime.now(tz=UTC)
     return max(0.0, (end - process["ctime"]).total_seconds())
+
+
+def _bundle_detail(jobs: list[dict[str, Any]]) -> tuple[str, float]:
+    """Frames that running bundles of labels have done, and their part, where their folders are on this machine."""
+    done = total = 0
+    for job in jobs:
+        if not job["workdir"] or not (folder := Path(job["workdir"]) / DONE_FOLDER).is_dir():
+            continue
+        ended = {path.name.removesuffix(".tar.gz") for path in folder.glob("*.tar.gz")}
+        begun = {path.name for path in folder.with_name(WORK_FOLDER).glob("*")}
+        left = {path.stem for path in folder.with_name(INPUTS_FOLDER).glob("*.in")}  # all of them, once begun again
+        done, total = done + len(ended), total + len(ended | begun | left)
+    return (f"{done} of {total} frames of running bundles", done / total) if total else ("", 0.0)
 
 
 def _training_detail(jobs: list[dict[str, Any]]) -> tuple[str, float]:

@@ -31,6 +31,9 @@ SCRIPT_FILE: Final[str] = "bundle.sh"
 RESULTS_FILE: Final[str] = "results.tar"
 BEGUN_FILE: Final[str] = "begun"
 DONE_FOLDER: Final[str] = "done"
+#: Of a job that runs: frames in work, and inputs of those not begun.
+WORK_FOLDER: Final[str] = "work"
+INPUTS_FOLDER: Final[str] = "inputs"
 PW_INPUT: Final[str] = "aiida.in"
 PW_OUTPUT: Final[str] = "aiida.out"
 PW_ERROR: Final[str] = "aiida.err"
@@ -178,6 +181,8 @@ def bundle_script(
         workers=workers,
         late=late,
         inputs=INPUTS_FILE,
+        work=WORK_FOLDER,
+        rest=INPUTS_FOLDER,
         results=RESULTS_FILE,
         begun=BEGUN_FILE,
         done=DONE_FOLDER,
@@ -195,31 +200,31 @@ set +e
 }}
 
 # What has begun in an earlier life of this job (a requeue) and not ended begins anew.
-rm -rf work claimed inputs
-mkdir -p work claimed inputs {done}
-gzip -dc {inputs} | (cd inputs && tar xf -)
+rm -rf {work} claimed {rest}
+mkdir -p {work} claimed {rest} {done}
+gzip -dc {inputs} | (cd {rest} && tar xf -)
 started=$(date +%s)
-frames=$(cd inputs && for name in *.in; do echo "${{name%.in}}"; done)
+frames=$(cd {rest} && for name in *.in; do echo "${{name%.in}}"; done)
 
 label_frame() {{
     [ -e "{done}/$1.tar.gz" ] && return
     mkdir "claimed/$1" 2>/dev/null || return 0
-    mkdir "work/$1" "work/$1/pseudo" "work/$1/out" || return
-    ln pseudo/* "work/$1/pseudo/" 2>/dev/null || cp pseudo/* "work/$1/pseudo/"
-    mv "inputs/$1.in" "work/$1/{input}"
+    mkdir "{work}/$1" "{work}/$1/pseudo" "{work}/$1/out" || return
+    ln pseudo/* "{work}/$1/pseudo/" 2>/dev/null || cp pseudo/* "{work}/$1/pseudo/"
+    mv "{rest}/$1.in" "{work}/$1/{input}"
     begin=$(date +%s.%N)
     echo "$1 $begin" >> {begun}
-    (cd "work/$1" && run_frame) < /dev/null
+    (cd "{work}/$1" && run_frame) < /dev/null
     status=$?
-    echo "$begin $(date +%s.%N) $status" > "work/$1/{times}"
+    echo "$begin $(date +%s.%N) $status" > "{work}/$1/{times}"
     (
-        cd "work/$1" || exit
+        cd "{work}/$1" || exit
         mv out/aiida.save/data-file*.xml . 2>/dev/null
         set --
         for name in {kept}; do [ -f "$name" ] && set -- "$@" "$name"; done
         tar cf - "$@" | gzip -c
     ) > "{done}/$1.part" && mv "{done}/$1.part" "{done}/$1.tar.gz"
-    rm -rf "work/$1"
+    rm -rf "{work}/$1"
 }}
 
 label_frames() {{
@@ -241,7 +246,7 @@ done
 if [ "$ended" -eq "$expected" ]; then
     (cd {done} && tar cf ../{results}.part ./*.tar.gz) && mv {results}.part {results} && rm -rf {done}
 fi
-rm -rf work claimed inputs
+rm -rf {work} claimed {rest}
 """
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import time
 
 import pytest
 from aiida import orm
+from aiida.common.links import LinkType
 from aiida.engine import ToContext, WorkChain, run_get_node
+from aiida.engine.processes import ProcessState
 from click.testing import CliRunner
 from rich.console import Console
 
 from aiida_mlip.cli import progress
 from aiida_mlip.data.extras import EXPECTED_CALLS
 from aiida_mlip.errors import InvalidInputError, MlipError
+from aiida_mlip.io.pw_bundle import INPUTS_FILE, bundle_script, pack_inputs
 
 pytestmark = pytest.mark.usefixtures("aiida_profile")
 
@@ -85,6 +90,38 @@ def test_snapshot_counts_the_calls_of_each_stage():
     text = console.file.getvalue()
     assert str(stage.pk) in text
     assert "2/4" in text
+
+
+def test_frames_of_a_running_bundle_are_counted(localhost, tmp_path):
+    """A real script of a bundle: the second of three frames waits for a file, and has not ended."""
+    (tmp_path / INPUTS_FILE).write_bytes(pack_inputs(["1", "2", "3"]))
+    (tmp_path / "pseudo").mkdir()
+    waiting = "case $(cat aiida.in) in 2) while [ ! -e ../../go ]; do sleep 0.05; done;; esac"
+    (tmp_path / "bundle.sh").write_text(bundle_script(waiting, side_by_side=1))
+    job = orm.CalcJobNode(computer=localhost)
+    job.set_remote_workdir(str(tmp_path))
+    stage, root = orm.WorkChainNode(), orm.WorkChainNode()
+    stage.base.links.add_incoming(root, link_type=LinkType.CALL_WORK, link_label="label")
+    job.base.links.add_incoming(stage, link_type=LinkType.CALL_CALC, link_label="CALL")
+    for node in (root, stage, job):
+        node.set_process_state(ProcessState.RUNNING)
+        node.store()
+    script = subprocess.Popen(["sh", "-c", ". ./bundle.sh"], cwd=tmp_path)
+    try:
+        for _ in range(600):
+            shown = progress.snapshot(root.pk).stages[0].detail
+            if shown.startswith("1 of"):
+                break
+            time.sleep(0.05)
+        assert shown == "1 of 3 frames of running bundles"
+        assert "1 of 3 frames" in progress.line(progress.snapshot(root.pk))
+    finally:
+        (tmp_path / "go").touch()
+        assert script.wait(timeout=60) == 0
+        for node in (job, stage, root):
+            node.set_process_state(ProcessState.KILLED)
+            node.seal()
+    assert progress.snapshot(root.pk).stages[0].detail == ""
 
 
 def test_progress_is_shown_while_running_and_the_result_is_the_same():
