@@ -48,6 +48,16 @@ def take_rows(dataset: DatasetData, rows: Sequence[int]) -> Frames:
     return dataset[low : max(rows) + 1].take(np.asarray(rows) - low)
 
 
+def output_text(calculation: orm.CalcJobNode) -> str:
+    """What the program of a job printed; nothing where that was not retrieved."""
+    name = str(calculation.get_option("output_filename"))
+    try:
+        data = calculation.outputs.retrieved.base.repository.get_object_content(name, mode="rb")
+    except (AttributeError, OSError):
+        return ""
+    return str(data.decode(errors="replace"))
+
+
 def job_texts(calculation: orm.CalcJobNode) -> list[str]:
     """Everything a job printed: what the scheduler said, its output, its crash file."""
     texts = [calculation.get_scheduler_stderr() or ""]

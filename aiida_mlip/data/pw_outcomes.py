@@ -12,6 +12,7 @@ from aiida_mlip.data.outcomes import UNCONVERGED, Outcome, judged
 from aiida_mlip.errors import FileFormatError
 from aiida_mlip.io.documents import brief
 from aiida_mlip.io.pw_bundle import FrameFiles
+from aiida_mlip.io.pw_printed import printed_scf
 from aiida_mlip.io.pw_xml import ScfOutput, read_scf_xml
 from aiida_mlip.kernel.failures import classify, summary_line
 from aiida_mlip.kernel.frames import Failure, Frames
@@ -64,6 +65,8 @@ def frame_outcome(
         return Outcome(failure=Failure.IMPLAUSIBLE, message=message, cost=cost), spec.max_iterations > 1
     if "forces" in spec.labels and scf.forces is None:
         return Outcome(failure=Failure.PARSE, message="no forces in the output", cost=cost), True
+    if contradiction := printed_scf(files.output).contradicts(scf.energy, scf.forces):
+        return Outcome(failure=Failure.PARSE, message=contradiction, cost=cost), True
     return judged(scf.energy, scf.forces, scf.stress, frame, spec.labels, cost=cost), False
 
 

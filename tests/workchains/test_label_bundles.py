@@ -135,7 +135,7 @@ kill_the_job() {
 
 
 def test_a_frame_that_fails_does_not_matter_to_the_others(localhost, pseudo_family, tmp_path):
-    """Two at a time. Unconverged, XML file cut off, archive cut off: each is cured alone. Refused by pw.x: it fails."""
+    """Two at a time. Unconverged, XML file cut off, archive cut off, a digit flipped: cured alone. Refused by pw.x: fails."""
     text = """
 case "$PWD" in
     */work/00001) sed -i 's/electron_maxstep =.*/electron_maxstep = 2/' aiida.in ;;
@@ -143,7 +143,10 @@ case "$PWD" in
 esac
 "$PW" "$@"
 status=$?
-case "$PWD" in */work/00003) truncate -s 2000 out/aiida.save/data-file-schema.xml ;; esac
+case "$PWD" in
+    */work/00003) truncate -s 2000 out/aiida.save/data-file-schema.xml ;;
+    */work/00005) sed -i 's/<etot>-7[.]./<etot>-7.0/' out/aiida.save/data-file-schema.xml ;;
+esac
 exit $status
 """
     spoil = """
@@ -160,19 +163,34 @@ fi
     )
     assert node.is_finished_ok, node.exit_message
     (job,) = bundles(node)
-    assert job.outputs.report["again"] == [1, 3, 4]
+    assert job.outputs.report["again"] == [1, 3, 4, 5]
     classes = {failure["frame_id"]: failure["class"] for failure in job.outputs.report["failures"]}
     ids = results["dataset"].frame_ids()
-    assert classes == {ids[1]: "scf_not_converged", ids[2]: "crashed", ids[3]: "parse", ids[4]: "parse"}
-    assert {child.label for child in alone(node)} == {f"lda:{ids[i]}" for i in (1, 3, 4)}
+    assert classes == {ids[1]: "scf_not_converged", ids[2]: "crashed", **{ids[i]: "parse" for i in (3, 4, 5)}}
+    assert {child.label for child in alone(node)} == {f"lda:{ids[i]}" for i in (1, 3, 4, 5)}
     out = results["dataset"].frames()
     assert out.failure.tolist() == [0, 0, Failure.CRASHED, 0, 0, 0]
     assert np.isfinite(out.energy).tolist() == [True, True, False, True, True, True]
     of_the_bundle = [uuid.tobytes().hex() == job.uuid.replace("-", "") for uuid in out.label_uuid]
-    assert of_the_bundle == [True, False, True, False, False, True]
+    assert of_the_bundle == [True, False, True, False, False, False]
     found = summary(results, "lda")
     assert (found["computed"], found["failed"], found["failures"]) == (5, 1, {"crashed": 1})
     assert "Error in routine" in found["messages"][0]["message"]
+
+
+def test_a_digit_that_flipped_is_no_label(localhost, pseudo_family, tmp_path):
+    """Of a job of its own: what the XML file says is not what pw.x printed."""
+    text = """"$PW" "$@"
+status=$?
+sed -i 's/<etot>-7[.]./<etot>-7.0/' out/aiida.save/data-file-schema.xml
+exit $status"""
+    results, node = run_label(
+        silicon(1, seed=12), {"lda": {**TINY, "bundle_size": 1}}, codes={"pw": wrapped(localhost, tmp_path, text)}
+    )
+    assert node.exit_status == LabelWorkChain.exit_codes.ERROR_NO_LABELS.status
+    found = summary(results, "lda")
+    assert (found["computed"], found["failures"]) == (0, {"parse": 1})
+    assert "a damaged file: the energy is" in found["messages"][0]["message"]
 
 
 def test_a_killed_bundle_keeps_what_has_ended_and_goes_on(localhost, pseudo_family, tmp_path):

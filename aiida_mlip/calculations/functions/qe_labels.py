@@ -10,9 +10,10 @@ import numpy as np
 from aiida import orm
 from aiida.common.links import LinkType
 
-from aiida_mlip.data.batches import job_texts
+from aiida_mlip.data.batches import job_texts, output_text
 from aiida_mlip.data.label_costs import job_core_seconds
 from aiida_mlip.data.outcomes import UNCONVERGED, Outcome, judged
+from aiida_mlip.io.pw_printed import printed_scf
 from aiida_mlip.kernel.failures import classify, summary_line
 from aiida_mlip.kernel.frames import Failure, Frames
 from aiida_mlip.kernel.units import GPA
@@ -70,6 +71,8 @@ def _success(
         stress = -np.array(trajectory.get_array("stress")[-1], dtype="<f8") * GPA if "stress" in names else None
     except (KeyError, IndexError, TypeError, ValueError) as error:
         return Outcome(failure=Failure.PARSE, message=f"no energy or forces in the output: {error}", **known)
+    if contradiction := printed_scf(output_text(calculation)).contradicts(energy, forces):
+        return Outcome(failure=Failure.PARSE, message=contradiction, **known)
     return judged(energy, forces, stress, frame, labels, **known)
 
 
