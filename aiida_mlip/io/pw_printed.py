@@ -1,7 +1,7 @@
 """What pw.x printed of an scf, to be compared with what it wrote into its XML file.
 
-Both come from the same numbers, so where they differ one of the files was damaged: a digit that flips makes a label that
-nobody would ever find again.
+Both come from the same numbers, so where they differ one of the files was damaged: a digit that flips makes a label
+that nobody would ever find again.
 """
 
 from __future__ import annotations

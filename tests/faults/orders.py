@@ -137,11 +137,23 @@ def memory(rng: random.Random, *, bundle: bool) -> Order:
     return Order("memory", text)
 
 
+#: The output folder is a small disk while pw.x runs (in a mount namespace of its own), and is put in place after it.
+_SMALL_DISK = """unshare -m true || exit 70
+injected the disk of out has {size} kB
+unshare -m bash -c 'mount -t tmpfs -o size={size}k full out && "$0" "$@"; status=$?
+cp -a out out.kept; umount out; cp -a out.kept/. out/; exit $status' "$PW" "$@"
+exit $?
+"""
+
+
 def disk_full(rng: random.Random, *, bundle: bool) -> Order:
-    """No room for the XML file, for files beyond some size, or (bundle) for anything more of the job."""
+    """No room for what is in ``out``, for files beyond some size, or (bundle) for anything more of the job.
+
+    pw.x 6.7 says JOB DONE where its XML file did not fit, and ends with 0.
+    """
     which = rng.choice(["device", "limit", "job"])
     if which == "device":
-        text = f"mkdir -p out/aiida.save\nln -s /dev/full {_XML}\ninjected no room for the XML file\n"
+        text = _SMALL_DISK.format(size=rng.choice([4, 12, 20, 36, 44, 52]))
     elif which == "limit" or not bundle:
         text = 'injected files end at 16 kB\nulimit -f 16\n"$PW" "$@"\nexit $?\n'
     else:

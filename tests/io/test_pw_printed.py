@@ -58,8 +58,8 @@ def test_differences_are_named():
 def test_what_was_not_printed_contradicts_nothing():
     """Too wide for its columns, not asked for, or nothing at all."""
     wide = TEXT.replace("   -0.20000000\n     atom    2", "************\n     atom    2")
-    assert printed_scf(wide).contradicts(ENERGY, ROWS + [[0, 0, 5.0], [0, 0, 0]]) == ""
-    assert "atom 1" in printed_scf(wide).contradicts(ENERGY, ROWS + [[0, 0, 0], [0, 0, 5.0]])
+    assert printed_scf(wide).contradicts(ENERGY, ROWS + np.array([[0, 0, 5.0], [0, 0, 0]])) == ""
+    assert "atom 1" in printed_scf(wide).contradicts(ENERGY, ROWS + np.array([[0, 0, 0], [0, 0, 5.0]]))
     for text in ("", "!    total energy              = **************** Ry\n"):
         assert printed_scf(text).contradicts(ENERGY, ROWS) == ""
 

@@ -135,7 +135,7 @@ kill_the_job() {
 
 
 def test_a_frame_that_fails_does_not_matter_to_the_others(localhost, pseudo_family, tmp_path):
-    """Two at a time. Unconverged, XML file cut off, archive cut off, a digit flipped: cured alone. Refused by pw.x: fails."""
+    """Two at a time. XML file or archive cut off, unconverged, a digit flipped: cured alone. Refused by pw.x: fails."""
     text = """
 case "$PWD" in
     */work/00001) sed -i 's/electron_maxstep =.*/electron_maxstep = 2/' aiida.in ;;
