@@ -8,6 +8,7 @@ import numpy as np
 from aiida import orm
 
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.extras import DAMAGED
 from aiida_mlip.kernel.frames import id_hex
 from aiida_mlip.kernel.labelling import labelled_ids
 
@@ -63,6 +64,7 @@ def find_finished_calculations(settings: Collection[str], process_type: str) -> 
             "process_type": process_type,
             "description": {"in": [SETTINGS + value for value in settings]},
             "attributes.exit_status": 0,
+            "extras": {"!has_key": DAMAGED},
         },
         project=["description", "label", "id"],
     )

@@ -21,7 +21,9 @@ from aiida_mlip.calculations.functions.label import (
 from aiida_mlip.calculations.functions.qe_labels import kpoints_label, may_come_again, parameters_label
 from aiida_mlip.calculations.pw_bundle import PwBundleCalculation
 from aiida_mlip.data.batches import parse_batch
+from aiida_mlip.data.extras import DAMAGED
 from aiida_mlip.data.reuse import SETTINGS, find_finished_calculations, same_structure
+from aiida_mlip.kernel.frames import Failure
 from aiida_mlip.kernel.kpoints import mesh_from_distance
 from aiida_mlip.protocols.fidelity import QeFidelity
 from aiida_mlip.workchains.label_inputs import BUNDLE, cell_and_pbc, family_of, job_options, walltime_is_stated
@@ -200,7 +202,8 @@ class LabelJobs(SharedFramesWorkChain):
     def _finished(self, content: Mapping[str, Any], frame_id: str) -> int | None:
         """Finished calculation of a frame in another campaign."""
         settings = content["settings"]
-        return cast(int | None, self.ctx.taken.get(f"{settings} {frame_id}", self._known.get((settings, frame_id))))
+        found = cast(int | None, self.ctx.taken.get(f"{settings} {frame_id}", self._known.get((settings, frame_id))))
+        return None if found is None or orm.load_node(found).base.extras.get(DAMAGED, False) else found
 
     def _add(self, node: orm.Dict) -> None:
         """Take a batch in work that is not of the plan; its tasks come next."""
@@ -401,6 +404,10 @@ class LabelJobs(SharedFramesWorkChain):
             orm.load_node(entry["frames"]), node, metadata={"call_link_label": label}, **children
         )
         self.ctx.results[str(batch)].append(made.pk)
+        for failure in made.outputs.report.get_dict()["failures"]:
+            pk = entry["found"].get(str(node["frame_ids"].index(failure["frame_id"])))
+            if failure["class"] == Failure.PARSE.label and pk and (process := orm.load_node(pk)).is_finished_ok:
+                process.base.extras.set(DAMAGED, True)
         if made.outputs.report.get_dict().get("again") and not self.ctx.stopped:
             label = f"frames_again_{batch:04d}"
             again = frames_alone(node, made.outputs.report, metadata={"call_link_label": label})

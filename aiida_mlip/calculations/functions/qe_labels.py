@@ -72,7 +72,7 @@ def _success(
     except (KeyError, IndexError, TypeError, ValueError) as error:
         return Outcome(failure=Failure.PARSE, message=f"no energy or forces in the output: {error}", **known)
     if contradiction := printed_scf(output_text(calculation)).contradicts(energy, forces):
-        return Outcome(failure=Failure.PARSE, message=contradiction, **known)
+        return Outcome(failure=Failure.PARSE, message=contradiction, again=True, **known)
     return judged(energy, forces, stress, frame, labels, **known)
 
 
