@@ -1,4 +1,4 @@
-"""Extras that our workchains set on process nodes, their own or their children's: hints, never part of the provenance."""
+"""Extras that our workchains set on process nodes, their own or their children's: hints, no part of the provenance."""
 
 from typing import Final
 
