@@ -47,11 +47,11 @@ class Watched:
     checkpoints: list[int] = field(default_factory=list)
 
 
-def copper(n: int) -> Any:
+def copper(n: int, *, seed: int = 0) -> Any:
     """Rattled cells of four atoms."""
     from aiida_mlip.kernel.frames import from_ase
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     images = [bulk("Cu", cubic=True) for _ in range(n)]
     for atoms in images:
         atoms.positions += rng.normal(scale=0.08, size=(4, 3))
@@ -156,6 +156,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=10_000)
     parser.add_argument("--batch-size", type=int, default=20, help="labels of one job")
+    parser.add_argument("--warm-up", type=int, default=500, help="labels before them, which are not counted")
     parser.add_argument("--workers", type=int, default=2, help="of the daemon")
     parser.add_argument(
         "--concurrent",
@@ -185,15 +186,20 @@ def main() -> None:
         from aiida_mlip.workchains.label import LabelWorkChain
 
         code = codes(root, threads=1, names=("ase",))["ase"]
-        dataset = DatasetData.from_frames(copper(arguments.frames)).store()
-        with daemon(arguments.workers) as client:
-            node = submit(
+
+        def labelling(frames: Any) -> Any:
+            return submit(
                 LabelWorkChain,
-                dataset=dataset,
+                dataset=DatasetData.from_frames(frames).store(),
                 fidelities=orm.Dict({"emt": EMT | {"batch_size": arguments.batch_size}}),
                 codes={"ase": code},
                 max_concurrent=orm.Int(arguments.concurrent),
             )
+
+        with daemon(arguments.workers) as client:
+            # labels that are not counted: workers load what they need with the first
+            watch(labelling(copper(arguments.warm_up, seed=1)), client, arguments.every)
+            node = labelling(copper(arguments.frames))
             seen = watch(node, client, arguments.every)
         if not node.is_finished_ok:
             raise SystemExit(f"{node.process_label}<{node.pk}> ended with {node.exit_status}: {node.exit_message}")
