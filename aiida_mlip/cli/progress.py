@@ -251,9 +251,11 @@ def _stage(stage: dict[str, Any], calls: list[dict[str, Any]]) -> Stage:
     if isinstance(done_part, float) and ended:
         fraction = done_part  # the longest are begun first: their number says too little
     if stage["state"] not in _TERMINATED and len(running) >= 1:
-        detail, part = _bundle_detail(running)
+        below = [call for calls in _children([job["id"] for job in running]).values() for call in calls]
+        here = [job for job in (*running, *below) if job["workdir"] and Path(job["workdir"]).is_dir()]
+        detail, part = _bundle_detail(here)
         if not ended and total <= len(running):
-            detail, fraction = (detail, part) if detail else _training_detail(running)
+            detail, fraction = (detail, part) if detail else _training_detail(here)
     end = None
     if 0 < fraction < 1 and stage["state"] not in _TERMINATED:
         end = datetime.now(tz=UTC) + timedelta(seconds=seconds * (1 - fraction) / fraction)
@@ -284,10 +286,10 @@ def _seconds(process: dict[str, Any]) -> float:
 
 
 def _bundle_detail(jobs: list[dict[str, Any]]) -> tuple[str, float]:
-    """Frames that running bundles of labels have done, and their part, where their folders are on this machine."""
+    """Frames that running bundles of labels have done, and their part; of jobs with a folder on this machine."""
     done = total = 0
     for job in jobs:
-        if not job["workdir"] or not (folder := Path(job["workdir"]) / DONE_FOLDER).is_dir():
+        if job["state"] in _TERMINATED or not (folder := Path(job["workdir"]) / DONE_FOLDER).is_dir():
             continue
         ended = {path.name.removesuffix(".tar.gz") for path in folder.glob("*.tar.gz")}
         begun = {path.name for path in folder.with_name(WORK_FOLDER).glob("*")}
@@ -297,13 +299,12 @@ def _bundle_detail(jobs: list[dict[str, Any]]) -> tuple[str, float]:
 
 
 def _training_detail(jobs: list[dict[str, Any]]) -> tuple[str, float]:
-    """Epoch and fraction of the trainings among these jobs or their calls, where their folder is on this machine."""
+    """Epoch and fraction of the trainings among these jobs, which have a folder on this machine."""
     epochs, maxima = [], []
-    for job in [*jobs, *[call for calls in _children([job["id"] for job in jobs]).values() for call in calls]]:
-        if job["workdir"] and (folder := Path(job["workdir"])).is_dir():
-            for path in folder.rglob("metrics.csv"):
-                epochs.append(_last_epoch(path))
-                maxima.append(_max_epochs(folder))
+    for folder in (Path(job["workdir"]) for job in jobs):
+        for path in folder.rglob("metrics.csv"):
+            epochs.append(_last_epoch(path))
+            maxima.append(_max_epochs(folder))
     if not epochs or not max(maxima):
         return "", 0.0
     epoch = min(epochs)
