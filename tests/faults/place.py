@@ -119,9 +119,17 @@ class Place:
     def worker_pids(self) -> list[int]:
         return [int(pid) for pid in self.client().get_worker_info(timeout=60).get("info", {})]
 
-    def broker_pid(self) -> int:
-        (status,) = self.folder.glob(".aiida/broker/*/broker.status")
-        return int(json.loads(status.read_text())["pid"])
+    def broker_pid(self, *, timeout_s: float = 60) -> int:
+        """Of the broker that runs: one that was begun again says so a moment later."""
+        end = time.monotonic() + timeout_s
+        while True:
+            (status,) = self.folder.glob(".aiida/broker/*/broker.status")
+            pid = int(json.loads(status.read_text())["pid"])
+            if Path(f"/proc/{pid}").exists():
+                return pid
+            if time.monotonic() > end:
+                raise TimeoutError(f"no broker: the last one was {pid}")
+            time.sleep(0.5)
 
     def end_orphans(self) -> None:
         """End the `orted` that OpenMPI starts beside a serial pw.x: it spins for ever once that was killed."""
