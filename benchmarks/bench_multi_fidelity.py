@@ -281,7 +281,7 @@ def main() -> None:
         case "labels":
             labels(arguments.folder)
         case "qe":
-            qe(arguments.folder, arguments.seeds, arguments.steps or 3000)
+            qe(arguments.folder, arguments.seeds, arguments.steps or 8000)
 
 
 if __name__ == "__main__":
