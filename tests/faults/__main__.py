@@ -37,7 +37,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, help="begin no further fault after so long")
     parser.add_argument("--keep", action="store_true", help="leave the profile there, and say where")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the daemon is stopped then, too
+    signal.signal(signal.SIGTERM, _stop)
     from preloaded import Preloaded
 
     folder = Path(tempfile.mkdtemp(prefix="aiida-mlip-faults-")) / "place"
@@ -85,6 +85,11 @@ def _run(place: Place, given: argparse.Namespace) -> int:
             harness.until = start + 60 * given.minutes * (number + 1) / len(chosen)
         try:
             family.run(harness, names, given.per_fault)
+        except KeyboardInterrupt:
+            print("interrupted: faults that were not judged yet are left out")
+            harness.leave_out_unfinished()
+            broken.append(family.__name__)
+            break
         except Exception:  # noqa: BLE001 - what the others found is to be reported too
             traceback.print_exc()
             broken.append(family.__name__)
@@ -92,6 +97,12 @@ def _run(place: Place, given: argparse.Namespace) -> int:
     if broken:
         print(f"the harness itself broke in {', '.join(broken)}", file=sys.stderr)
     return 1 if broken else code
+
+
+def _stop(*_: object) -> None:
+    """A signal to end: what is judged so far is reported, and the daemon stopped; once only."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 def _chosen(faults: Sequence[str], only: Sequence[str]) -> list[str]:

@@ -87,6 +87,11 @@ class Harness:
             each.said.update(names_of_failures(each))
             each.seconds += (time.monotonic() - started) / len(campaigns)
 
+    def leave_out_unfinished(self) -> None:
+        """Forget the campaigns that did not come home."""
+        for kept in (self.campaigns, self.trainings):
+            kept[:] = [each for each in kept if each.seconds]
+
     def cure(self, campaigns: Sequence[Campaign]) -> list[str]:
         """The one cure; what it found to be wrong, with the eyes of `aiida-mlip doctor`."""
         found = self.place.mend()
