@@ -165,6 +165,8 @@ def _undisturbed(harness: Harness) -> str:
     results, node = run_get_node(LabelWorkChain, **given, options=orm.Dict(options))
     if not node.is_finished_ok:
         raise RuntimeError(f"the undisturbed labelling failed: {node.exit_message}")
+    if (taken_over := results["summary"]["fidelities"]["lda"]["reused"]) != 0:
+        raise RuntimeError(f"{taken_over} labels to compare with are those of the campaigns themselves")
     harness.reference = labels(results["dataset"])
     return settings_hashes(given["fidelities"].get_dict())["lda"]
 

@@ -29,8 +29,8 @@ TINY: dict[str, Any] = {
     "kpoints_distance_inv_ang": 1.2,
     "max_iterations": 2,
 }
-#: The same physics under other settings: labels that nothing reuses.
-APART = {"parameters": {"CONTROL": {"title": "undisturbed"}}}
+#: The same physics under other settings: labels that nothing reuses. An scf makes no use of the number of its steps.
+APART = {"parameters": {"CONTROL": {"nstep": 7}}}
 #: Frames of a campaign that labels them in one job, and in jobs of their own, which cost ten times as much.
 N_FRAMES, N_ALONE = 4, 2
 Labels = dict[str, tuple[float, np.ndarray]]
