@@ -244,7 +244,7 @@ class TrainSettings(SpecModel):
     @classmethod
     def _method_of_architecture(cls, value: Any) -> Any:
         """What Allegro can do, where no method is named."""
-        levels, model = value.get("multi_fidelity"), value.get("model")
+        levels, model = (value.get(key) if isinstance(value, Mapping) else None for key in ("multi_fidelity", "model"))
         if not (isinstance(levels, Mapping) and isinstance(model, Mapping)) or model.get("architecture") != "allegro":
             return value
         return {**value, "multi_fidelity": {"method": "types", **levels}}
