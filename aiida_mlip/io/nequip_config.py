@@ -19,6 +19,7 @@ from typing import Any, Final
 import yaml
 
 from aiida_mlip.errors import InvalidInputError
+from aiida_mlip.io.architectures import architecture
 from aiida_mlip.io.level_types import level_types
 
 #: Quantity of a validation that decides which checkpoint is the best one.
@@ -374,7 +375,7 @@ def _model_section(settings: Mapping[str, Any], data: TrainingData, seed: int, s
         return {"_target_": "nequip.model.modify", "modifiers": [change], "model": package}
     model, levels = settings["model"], settings["multi_fidelity"]
     section = {
-        **(_allegro(model) if model["architecture"] == "allegro" else _nequip(model)),
+        **architecture(model),
         "seed": seed,
         "model_dtype": model["dtype"],
         "type_names": _TYPES,
@@ -388,36 +389,6 @@ def _model_section(settings: Mapping[str, Any], data: TrainingData, seed: int, s
         embed = {"field": LEVEL, "num_features": levels["num_features"], "min": 0, "max": last}
         section["categorical_graph_field_embed"] = [embed]
     return section
-
-
-def _nequip(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters of a NequIP model."""
-    other = ("architecture", "cutoff_ang", "dtype", "num_tensor_features")
-    own = {key: value for key, value in model.items() if key not in other}
-    return {"_target_": "nequip.model.NequIPGNNModel", **own}
-
-
-def _allegro(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Hyperparameters of an Allegro model: its networks are as wide as its scalars."""
-    width = model["num_features"]
-    return {
-        "_target_": "allegro.model.AllegroModel",
-        "l_max": model["l_max"],
-        "parity": model["parity"],
-        "num_layers": model["num_layers"],
-        "num_scalar_features": width,
-        "num_tensor_features": model["num_tensor_features"] or max(1, width // 2),
-        "radial_chemical_embed": {
-            "_target_": "allegro.nn.TwoBodyBesselScalarEmbed",
-            "num_bessels": model["num_bessels"],
-            "polynomial_cutoff_p": model["polynomial_cutoff_p"],
-        },
-        "radial_chemical_embed_dim": width + width % 2,
-        "scalar_embed_mlp_hidden_layers_depth": model["radial_mlp_depth"],
-        "scalar_embed_mlp_hidden_layers_width": model["radial_mlp_width"],
-        "allegro_mlp_hidden_layers_width": width,
-        "readout_mlp_hidden_layers_width": width,
-    }
 
 
 def _override(base: Any, over: Mapping[str, Any], *, path: Sequence[str] = ()) -> dict[str, Any]:
