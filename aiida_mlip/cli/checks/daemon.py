@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiida_mlip.cli.checks import Finding
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 #: The broker writes its status every 5 s, and a fresh worker needs as long to subscribe.
 SETTLING_S = 15.0
+#: Longest wait (s) for a broker that has just come back to say what listens to it.
+STATUS_S = 10.0
 #: A process younger than this (s) may be on its way into the queue.
 FRESH_S = 20.0
 #: How many processes are asked whether they live.
@@ -103,8 +107,20 @@ def _read_broker(broker: Broker) -> tuple[str, dict[str, Any], tuple[int, ...], 
     folder = get_config().filepaths(get_manager().get_profile())["broker_service"]["dir"]
     layout = ZeromqBrokerService.FilepathLayout(folder)
     kind = "up" if broker.check_service_reachable() else "down"
-    status = json.loads(layout.status_file.read_text()) if layout.status_file.exists() else {}
+    status = _read_status(layout.status_file)
+    end = time.monotonic() + STATUS_S
+    # one that has just come back has not written its own yet: the last one's counts workers that do not listen to it
+    while kind == "up" and status and not _is_alive(int(status["pid"])) and time.monotonic() < end:
+        time.sleep(0.2)
+        status = _read_status(layout.status_file)
     return kind, status, read_tasks(tasks_folder()), read_tasks(tasks_folder(), ("processing",))
+
+
+def _read_status(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):  # none yet, or half written
+        return {}
 
 
 def check_daemon() -> Iterator[Finding]:
