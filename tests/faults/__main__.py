@@ -112,7 +112,7 @@ def _chosen(faults: Sequence[str], only: Sequence[str]) -> list[str]:
 def _report(harness: Harness, about: str, start: float) -> int:
     from faults.campaign import lost, times_labelled
 
-    apart = _undisturbed(harness)
+    apart = _undisturbed(harness) if harness.campaigns else ""
     counts = times_labelled(apart)
     print("| fault | injected | how it was named | cured by | lost | computed twice | hung | s |")
     print("|---|---|---|---|---|---|---|---|")
