@@ -56,7 +56,7 @@ class TrainingSet:
     def type_indices(self, frames: Frames) -> np.ndarray:
         """(a,) the model's type of each atom, where every level of theory has types of its own."""
         level = np.asarray(self.level_indices(frames))[frames.atom_rows()]
-        return type_indices(self.species, frames.numbers) + level * len(self.species)
+        return type_indices(self.species, frames.numbers, level)
 
 
 def training_set(inputs: Mapping[str, Any], settings: TrainSettings) -> TrainingSet:

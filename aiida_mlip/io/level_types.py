@@ -40,15 +40,18 @@ def species_of_types(type_names: Sequence[str]) -> tuple[tuple[str, ...], int]:
     return tuple(type_names), 1
 
 
-def type_indices(type_names: Sequence[str], numbers: np.ndarray) -> np.ndarray:
+def type_indices(type_names: Sequence[str], numbers: np.ndarray, level: int | np.ndarray = 0) -> np.ndarray:
     """(a,) the model's type of each atom.
 
-    :param type_names: chemical symbols in the order of the model's types.
+    :param type_names: chemical symbols in the order of the model's types, those of the first level of theory.
     :param numbers: (a,) atomic numbers.
+    :param level: index of the level of theory, of all atoms or (a,) of each, where levels have types of their own.
     :raises SpeciesError: an element that the model does not cover.
 
     >>> type_indices(["Si", "C"], np.array([6, 14, 14])).tolist()
     [1, 0, 0]
+    >>> type_indices(["Si", "C"], np.array([6, 14, 14]), level=1).tolist()
+    [3, 2, 2]
     """
     table = np.full(len(chemical_symbols), -1, dtype=np.int64)
     for index, name in enumerate(type_names):
@@ -58,4 +61,4 @@ def type_indices(type_names: Sequence[str], numbers: np.ndarray) -> np.ndarray:
     if (types < 0).any():
         missing = sorted({chemical_symbols[number] for number in numbers[types < 0]})
         raise SpeciesError(f"the model does not cover {', '.join(missing)}; it covers {', '.join(type_names)}")
-    return types
+    return types + level * len(type_names)

@@ -65,14 +65,13 @@ class LoadedModel:
         :raises SpeciesError: an element that the model does not cover.
         :raises InvalidInputError: no level of theory was named, where each has types of its own.
         """
-        types = type_indices(self.type_names, numbers)
         if self.n_level_types == 1:
-            return types
+            return type_indices(self.type_names, numbers)
         if fidelity is None or not 0 <= fidelity < self.n_level_types:
             raise InvalidInputError(
                 f"the model has types for {self.n_level_types} levels of theory: say which, got index {fidelity}"
             )
-        return types + fidelity * len(self.type_names)
+        return type_indices(self.type_names, numbers, fidelity)
 
     def features(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, keep_graph: bool = False) -> Any:
         """(a, d) tensor of the invariant features after the last layer, those a linear readout turns into energies.
