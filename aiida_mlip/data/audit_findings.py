@@ -29,6 +29,8 @@ _SEEDED: Final[dict[str, str]] = {
     "aiida.calculations:aiida_mlip.explore": "spec",
     "aiida.calculations:aiida_mlip.metadynamics": "spec",
 }
+#: Those of them that draw numbers only where this key of their settings is true, which it is not by default.
+_DRAWS_WHERE: Final[dict[str, str]] = {"aiida.calculations:aiida_mlip.evaluate": "fit_grades"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Finding:
 def findings(node: orm.Node, *, index: FrameIndex | None = None) -> tuple[Finding, ...]:
     """What a person should know before using a potential, a dataset, or what a workchain returned.
 
-    - ``missing_seed``: a job that draws random numbers has no seed among its inputs.
+    - ``missing_seed``: a job that draws random numbers has no seed among its inputs (an evaluation draws them only
+      where it fits grades).
     - ``unconverged_label``: a label is used although the calculation that made it failed.
     - ``failed_labels``: labels that are missing in the newest dataset, by class.
     - ``calibration_out_of_date``: a potential was trained and judged on a dataset that has grown since, or judged on
@@ -79,20 +82,20 @@ def _missing_seeds(processes: Collection[NodeRow]) -> Iterable[Finding]:
         for process, label, node in neighbours(by_pk, (LinkType.INPUT_CALC,), direction="backward")
     }
     settings = {pk: given.get((pk, _SEEDED[process.process_type])) for pk, process in by_pk.items()}
-    with_seed = _with_seed({node for node in settings.values() if node is not None})
+    known = _attributes({node for node in settings.values() if node is not None})
     for pk, node in settings.items():
-        if node not in with_seed:
-            process = by_pk[pk]
+        process, values = by_pk[pk], known.get(node, {})
+        asks = _DRAWS_WHERE.get(process.process_type)
+        if "seed" not in values and (asks is None or values.get(asks, False)):
             where = _SEEDED[process.process_type]
             what = f"the input {where!r} has no seed" if node is not None else f"no input {where!r}, so no seed"
             yield Finding("missing_seed", pk, process.uuid, f"{process.ref.kind}<{pk}>: {what}", serious=True)
 
 
-def _with_seed(pks: set[int]) -> set[int]:
-    query = orm.QueryBuilder().append(
-        orm.Dict, filters={"id": {"in": list(pks)}, "attributes": {"has_key": "seed"}}, project=["id"]
-    )
-    return {pk for (pk,) in query.all()} if pks else set()
+def _attributes(pks: set[int]) -> dict[int | None, dict[str, Any]]:
+    """Pk of each of these dictionaries -> what it holds."""
+    query = orm.QueryBuilder().append(orm.Dict, filters={"id": {"in": list(pks)}}, project=["id", "attributes"])
+    return dict(query.all()) if pks else {}
 
 
 def _labels(datasets: Collection[int], index: FrameIndex) -> Iterable[Finding]:

@@ -80,6 +80,7 @@ def test_a_damaged_index_is_made_anew(tmp_path):
 
 def test_where_nothing_can_be_written_it_is_in_memory(tmp_path):
     (tmp_path / "file").write_text("in the way")
+    stored(2, 107)
     with FrameIndex.open(tmp_path / "file" / "frames.sqlite") as index:
         assert index.refresh() > 0
 
@@ -113,4 +114,20 @@ def test_a_label_in_use_whose_calculation_failed(index):
 @pytest.mark.parametrize(("settings", "found"), [({"max_epochs": 2}, ["missing_seed"]), ({"seed": 0}, [])])
 def test_a_training_without_seed(index, settings, found):
     job = failed_job("aiida.calculations:aiida_mlip.nequip_train", settings=orm.Dict(settings))
+    assert [finding.kind for finding in findings(job, index=index)] == found
+
+
+@pytest.mark.parametrize(
+    ("inputs", "found"),
+    [
+        ({}, []),  # as an allocation submits it: no grades, nothing is drawn
+        ({"settings": {"device": "cpu"}}, []),
+        ({"settings": {"fit_grades": False}}, []),
+        ({"settings": {"fit_grades": True}}, ["missing_seed"]),
+        ({"settings": {"fit_grades": True, "seed": 0}}, []),
+    ],
+)
+def test_an_evaluation_needs_a_seed_only_where_it_fits_grades(index, inputs, found):
+    given = {name: orm.Dict(value) for name, value in inputs.items()}
+    job = failed_job("aiida.calculations:aiida_mlip.evaluate", **given)
     assert [finding.kind for finding in findings(job, index=index)] == found

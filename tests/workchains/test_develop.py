@@ -125,7 +125,9 @@ def audited_elsewhere(node, tmp_path):
     bin_dir = Path(sys.executable).parent
 
     def run(*command):
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
 
     run(bin_dir / "verdi", "presto", "-p", "fresh", "--no-broker")
     run(bin_dir / "verdi", "-p", "fresh", "archive", "import", str(archive))
