@@ -14,6 +14,8 @@ from aiida_mlip.kernel.labelling import without_labels
 
 #: Message of an scf that ended without an error, and without convergence.
 UNCONVERGED: Final[str] = "the scf did not converge"
+#: Message of a frame that a job of several did not finish, where nothing tells more.
+UNFINISHED: Final[str] = "the job ended before this frame was done, and nothing says why"
 
 
 @dataclass(frozen=True)

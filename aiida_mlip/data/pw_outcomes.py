@@ -33,7 +33,9 @@ HANDLED: Final[frozenset[str]] = frozenset(
     }
 )
 #: Failures that the neighbours in a bundle may have caused, or its end.
-_OF_THE_BUNDLE: Final[frozenset[Failure]] = frozenset({Failure.OUT_OF_MEMORY, Failure.WALLTIME, Failure.PARSE})
+_OF_THE_BUNDLE: Final[frozenset[Failure]] = frozenset(
+    {Failure.OUT_OF_MEMORY, Failure.WALLTIME, Failure.PARSE, Failure.INTERRUPTED}
+)
 #: Exit status of a shell from which on a program was ended by a signal.
 _SIGNALLED: Final[int] = 129
 #: No run takes longer (s), whatever its files say.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from aiida_mlip.kernel.frames import Failure
@@ -68,16 +68,33 @@ def classify(exit_status: int | None, *texts: str) -> Failure:
     :param exit_status: of the calculation job, or None when it never got one.
     :param texts: standard output, standard error, crash file, scheduler's standard error.
     """
+    if (said := _said(exit_status, texts)) is not None:
+        return said
+    if not any(text.strip() for text in texts):
+        return Failure.INTERRUPTED
+    # an output that just stops: the program was ended from outside, or died without a word
+    return Failure.CRASHED if exit_status in (None, 303, 305, 310, 311, 312, 320, 321) else Failure.PARSE
+
+
+def classify_unfinished(exit_status: int | None, *texts: str, damaged: bool = False) -> Failure:
+    """Class of a frame that is not among the results of a job of several.
+
+    :param exit_status: as of :func:`classify`.
+    :param texts: what the job printed, which tells of the job and of other frames.
+    :param damaged: the results cannot be read, and may have held the frame.
+    """
+    return _said(exit_status, texts) or (Failure.PARSE if damaged else Failure.INTERRUPTED)
+
+
+def _said(exit_status: int | None, texts: Sequence[str]) -> Failure | None:
+    """Class by a known exit status, else by what the texts say; None where neither tells."""
     known = _EXIT_STATUS.get(exit_status) if exit_status is not None else None
     if known is not None:
         return known
     for failure, pattern in _TEXT:
         if any(pattern.search(text) for text in texts):
             return failure
-    # an output that just stops: the program was ended from outside, or died without a word
-    if any(text.strip() for text in texts) and exit_status in (None, 303, 305, 310, 311, 312, 320, 321):
-        return Failure.CRASHED
-    return Failure.PARSE
+    return None
 
 
 def summary_line(*texts: str, limit: int = 200) -> str:

@@ -42,6 +42,7 @@ class Failure(IntEnum):
     SUBMISSION = 6
     KILLED = 7
     IMPLAUSIBLE = 8
+    INTERRUPTED = 9  # its job ended before it was done, and nothing says why
 
     @property
     def label(self) -> str:

@@ -11,11 +11,12 @@ from aiida.parsers import Parser
 
 from aiida_mlip.data.batches import job_texts, take_rows
 from aiida_mlip.data.dataset import DatasetData
+from aiida_mlip.data.outcomes import UNFINISHED
 from aiida_mlip.errors import FileFormatError
 from aiida_mlip.io.documents import brief, parse_model
 from aiida_mlip.io.label_messages import LABELS_FILE, OUTPUT_FILE, LabelReport
 from aiida_mlip.io.shards import read_foreign_shard
-from aiida_mlip.kernel.failures import classify, summary_line
+from aiida_mlip.kernel.failures import classify_unfinished, summary_line
 from aiida_mlip.kernel.frames import Failure, Frames, concatenate, id_bytes
 from aiida_mlip.kernel.labelling import without_labels
 
@@ -30,7 +31,7 @@ class AseLabelParser(Parser):
         report, labels, problem = self._read(len(asked))
         done = self._checked(labels, asked, content["fidelity"])
         texts = job_texts(self.node)
-        why = classify(self.node.exit_status, *texts)
+        why = classify_unfinished(self.node.exit_status, *texts, damaged=bool(problem))
         if report is not None and report.error:
             why = Failure.CRASHED
         missing = self._failed(asked.take(np.arange(len(done), len(asked))), content["fidelity"], why)
@@ -40,7 +41,7 @@ class AseLabelParser(Parser):
             label_row=np.arange(len(rows), dtype="<i4"),
         )
         self.out("dataset", DatasetData.from_frames(rows, settings={content["fidelity"]: content["settings"]}))
-        reason = (report.error if report is not None else "") or problem or summary_line(*texts)
+        reason = (report.error if report is not None else "") or problem or summary_line(*texts) or UNFINISHED
         self.out("report", self._report(content["fidelity"], rows, report, reason))
         return self._exit_code(report, len(done), len(asked), problem)
 

@@ -13,13 +13,13 @@ from aiida.repository import FileType
 
 from aiida_mlip.data.batches import job_texts, parse_batch, take_rows
 from aiida_mlip.data.dataset import DatasetData
-from aiida_mlip.data.outcomes import Outcome, with_outcomes
+from aiida_mlip.data.outcomes import UNFINISHED, Outcome, with_outcomes
 from aiida_mlip.data.pw_outcomes import frame_outcome, unreadable_outcome
 from aiida_mlip.data.pw_slots import slots_of
 from aiida_mlip.errors import FileFormatError
 from aiida_mlip.io.documents import brief
 from aiida_mlip.io.pw_bundle import BEGUN_FILE, RESULTS_FILE, begun_frames, index_of, read_frame, split_results
-from aiida_mlip.kernel.failures import classify, summary_line
+from aiida_mlip.kernel.failures import classify_unfinished, summary_line
 from aiida_mlip.kernel.frames import Frames
 from aiida_mlip.protocols.fidelity import QeFidelity
 
@@ -35,7 +35,8 @@ class PwBundleParser(Parser):
         outcomes: list[Outcome] = []
         again: list[int] = []
         texts = job_texts(self.node)
-        why = Outcome(failure=classify(self.node.exit_status, *texts), message=brief(problem or summary_line(*texts)))
+        failure = classify_unfinished(self.node.exit_status, *texts, damaged=bool(problem))
+        why = Outcome(failure=failure, message=brief(problem or summary_line(*texts) or UNFINISHED))
         labelled = _Labelled(content, asked, slots_of(self.node, len(asked)).cores)
         for index in range(len(asked)):
             outcome, curable = labelled.outcome(index, archives[index]) if index in archives else (why, False)

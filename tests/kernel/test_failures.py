@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from aiida_mlip.kernel.failures import classify, summary_line
+from aiida_mlip.kernel.failures import classify, classify_unfinished, summary_line
 from aiida_mlip.kernel.frames import Failure
 
 SLURM_TIME = "slurmstepd: error: *** JOB 812 ON n01 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n"
@@ -38,11 +38,26 @@ QE_CRASH = """ %%%%%%%%%%%%%%%%%%%%%
         (305, ["", QE_SCF + QE_CRASH], Failure.SCF_NOT_CONVERGED),
         (312, ["", "     Program PWSCF v.6.7 starts\n     iteration #  3"], Failure.CRASHED),
         (350, ["", "Program PWSCF ... JOB DONE."], Failure.PARSE),
-        (None, [], Failure.PARSE),
+        (None, [], Failure.INTERRUPTED),
+        (302, [" ", ""], Failure.INTERRUPTED),
     ],
 )
 def test_class(status, texts, expected):
     assert classify(status, *texts) is expected
+
+
+@pytest.mark.parametrize(
+    ("status", "texts", "damaged", "expected"),
+    [
+        (120, [""], True, Failure.WALLTIME),
+        (None, [SLURM_TIME], True, Failure.WALLTIME),
+        (None, ["frame 3 has begun"], False, Failure.INTERRUPTED),  # not a word of what ended the job
+        (None, ["frame 3 has begun"], True, Failure.PARSE),
+        (None, [], False, Failure.INTERRUPTED),
+    ],
+)
+def test_class_of_a_frame_that_a_job_of_several_did_not_finish(status, texts, damaged, expected):
+    assert classify_unfinished(status, *texts, damaged=damaged) is expected
 
 
 def test_the_telling_line_is_shown():

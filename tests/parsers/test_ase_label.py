@@ -83,7 +83,7 @@ def test_truncated_labels(localhost, label_code, tmp_path):
     [
         ("slurmstepd: error: *** JOB 3 CANCELLED DUE TO TIME LIMIT ***", Failure.WALLTIME),
         ("slurmstepd: error: Detected 1 oom-kill event(s)", Failure.OUT_OF_MEMORY),
-        ("", Failure.CRASHED),
+        ("", Failure.INTERRUPTED),
     ],
 )
 def test_a_job_ended_half_way_keeps_what_is_finished(localhost, label_code, tmp_path, said, failure):

@@ -78,18 +78,24 @@ def test_rows_in_any_order_through_the_launcher(localhost, pseudo_family):
 
 @pytest.mark.qe
 @pytest.mark.parametrize(
-    ("spoil", "status", "finite"),
+    ("spoil", "status", "finite", "failure"),
     [
-        ("rm -f results.tar; echo 'CANCELLED DUE TO TIME LIMIT' >&2", CODES.ERROR_OUTPUT_MISSING.status, 0),
-        ("truncate -s 100 results.tar", CODES.ERROR_OUTPUT_TRUNCATED.status, 0),
+        (
+            "rm -f results.tar; echo 'CANCELLED DUE TO TIME LIMIT' >&2",
+            CODES.ERROR_OUTPUT_MISSING.status,
+            0,
+            Failure.WALLTIME,
+        ),
+        ("truncate -s 100 results.tar", CODES.ERROR_OUTPUT_TRUNCATED.status, 0, Failure.PARSE),
         (
             "mkdir done && (cd done && tar xf ../results.tar && rm 00001.tar.gz) && rm results.tar",
             CODES.ERROR_INTERRUPTED.status,
             2,
+            Failure.INTERRUPTED,
         ),
     ],
 )
-def test_a_job_that_leaves_less(localhost, pseudo_family, spoil, status, finite):
+def test_a_job_that_leaves_less(localhost, pseudo_family, spoil, status, finite, failure):
     code = code_of(localhost, f"pw-spoilt-{status}", append_text=spoil)
     results, node = run(code, dataset(), pseudo_family)
     assert node.exit_status == status
@@ -99,8 +105,7 @@ def test_a_job_that_leaves_less(localhost, pseudo_family, spoil, status, finite)
     assert results["report"]["begun"] == [i for i in range(3) if np.isnan(out.energy[i])]
     for index in np.flatnonzero(np.isfinite(out.energy)).tolist():
         assert "JOB DONE" in frame_output(node, index).output
-    if status == CODES.ERROR_OUTPUT_MISSING.status:
-        assert (out.failure == Failure.WALLTIME).all()
+    assert set(out.failure[np.isnan(out.energy)].tolist()) == {failure}
 
 
 @pytest.mark.parametrize(

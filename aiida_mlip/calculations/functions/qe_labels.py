@@ -19,7 +19,7 @@ from aiida_mlip.kernel.frames import Failure, Frames
 from aiida_mlip.kernel.units import GPA
 
 #: Failures of which something from outside may be the cause, and what pw.x or the shell say if it is not.
-_CUT_OFF: Final[frozenset[Failure]] = frozenset({Failure.CRASHED, Failure.PARSE})
+_CUT_OFF: Final[frozenset[Failure]] = frozenset({Failure.CRASHED, Failure.PARSE, Failure.INTERRUPTED})
 _SAYS_WHY: Final[re.Pattern[str]] = re.compile(r"Error in routine|command not found|could not find or execute")
 
 
