@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from aiida_mlip.cli.checks import Finding, perform
-from aiida_mlip.cli.checks.daemon import PAUSED, SLOTS, check_daemon, read_daemon_state
+from aiida_mlip.cli.checks.daemon import DaemonState, check_daemon, read_daemon_state
+from aiida_mlip.cli.checks.processes import PAUSED, SLOTS, active_processes
 from aiida_mlip.cli.checks.storage import check_journal
 from aiida_mlip.errors import InvalidInputError
 
@@ -67,7 +68,7 @@ def mend(wrong: Sequence[Finding], *, always: bool = False) -> Iterator[str]:
         from aiida.engine.daemon.client import get_daemon_client
 
         state = read_daemon_state()
-        more = max(_workers_needed(len(state.tasks), state.slots) - len(state.workers), 1)
+        more = max(_workers_needed(state) - len(state.workers), 1)
         get_daemon_client().increase_workers(more)
         yield f"{more} more worker(s)"
     yield from _play()
@@ -99,15 +100,16 @@ def _restart() -> Iterator[str]:
         set_journal_mode(database)
         yield "SQLite: journal mode set to WAL"
     yield from _repair(profile.name)
-    n_workers = max(len(state.workers), _workers_needed(len(state.tasks), state.slots))
+    n_workers = max(len(state.workers), _workers_needed(state))
     client.start_daemon(number_workers=n_workers)
     yield f"daemon started with {n_workers} worker(s)"
     yield "they listen to the broker" if _await_workers() else "they do not listen to the broker yet"
 
 
-def _workers_needed(n_processes: int, slots: int) -> int:
+def _workers_needed(state: DaemonState) -> int:
     """So many that all processes that wait for their children leave a slot for one of these."""
-    return n_processes // slots + 1
+    known = state.tasks if state.broker != "other" else active_processes(older_than_s=0)
+    return len(known) // state.slots + 1
 
 
 def _repair(profile: str) -> Iterator[str]:

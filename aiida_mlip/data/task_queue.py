@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Collection
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -45,32 +47,40 @@ def read_tasks(folder: Path, states: Collection[str] = ("pending", "processing")
 
 
 def silent_processes(pks: Collection[int], *, timeout_s: float = 2.0) -> list[int]:
-    """Those of some processes that are alive nowhere: in no worker and in no terminal. They are asked all at once.
+    """Those of some processes that are alive nowhere, see :func:`ask_processes`."""
+    return sorted(set(pks) - ask_processes(pks, timeout_s=timeout_s).keys())
 
-    Functions that run inside their caller (calcfunctions) do not listen; a minute is all they live.
+
+def ask_processes(pks: Collection[int], *, timeout_s: float = 2.0) -> dict[int, str]:
+    """States that processes say they are in, without those that are alive nowhere: in no worker and in no terminal.
+
+    They are asked all at once. Functions that run inside their caller (calcfunctions) do not listen.
 
     :param timeout_s: one that has not answered by then is there, and busy.
+    :returns: pk -> e.g. ``running``, ``waiting``; empty for a busy one.
     """
     from aiida.brokers.zeromq.broker import ZeromqBroker
     from aiida.manage import get_manager
 
     broker = get_manager().get_broker()
     if broker is None or (isinstance(broker, ZeromqBroker) and not broker.check_service_reachable()):
-        return sorted(pks)  # nobody can be asked; to wait for a broker that was not started would take ten seconds
+        return {}  # nobody can be asked; to wait for a broker that was not started would take ten seconds
     controller = get_manager().get_process_controller()
     asked = {}
-    silent = []
+    said = {}
     for pk in sorted(pks):
-        try:
+        # each broker has its own error for "no such recipient", at once or in the answer
+        with suppress(Exception):
             asked[pk] = controller.get_status(pk)
-        except Exception:  # noqa: BLE001 - each broker has its own error for "no such recipient"
-            silent.append(pk)
     end = time.monotonic() + timeout_s
-    for pk, future in asked.items():
+    for pk, answer in asked.items():
         try:
-            future.result(timeout=max(end - time.monotonic(), 0.01))
+            while isinstance(answer, Future):  # RabbitMQ's: that it was delivered, then what was said
+                answer = answer.result(timeout=max(end - time.monotonic(), 0.01))
         except FutureTimeoutError:
+            said[pk] = ""
+        except Exception:  # noqa: BLE001, S112 - as above
             continue
-        except Exception:  # noqa: BLE001 - as above
-            silent.append(pk)
-    return sorted(silent)
+        else:
+            said[pk] = str(answer["state"]).rpartition(".")[2].lower() if isinstance(answer, dict) else ""
+    return said

@@ -17,7 +17,8 @@ ADVANCED = "[{rabbit, [{consumer_timeout, undefined}]}].\n"
 def rabbitmq(folder: Path, env: Mapping[str, str]) -> Iterator[dict[str, str]]:
     """Start RabbitMQ.
 
-    :returns: ``AMQP_PORT``; the user is ``guest`` with the password ``guest``.
+    :returns: ``AMQP_PORT``; the user is ``guest`` with the password ``guest``. And what ``rabbitmqctl`` needs to reach
+        this node, with ``HOME`` as ``RABBITMQ_HOME``.
     """
     port, distribution, mapper = free_ports(3)
     (folder / "advanced.config").write_text(ADVANCED, encoding="ascii")
@@ -44,5 +45,9 @@ def rabbitmq(folder: Path, env: Mapping[str, str]) -> Iterator[dict[str, str]]:
         env={**env, **own},
         ready=lambda: listens(port),
     ):
-        yield {"AMQP_PORT": str(port)}
+        yield {
+            "AMQP_PORT": str(port),
+            "RABBITMQ_HOME": str(folder),
+            **{name: own[name] for name in ("RABBITMQ_CONF_ENV_FILE", "RABBITMQ_NODENAME", "ERL_EPMD_PORT")},
+        }
     subprocess.run(["epmd", "-port", str(mapper), "-kill"], env={**env, **own}, capture_output=True, check=False)

@@ -6,8 +6,7 @@ import math
 import os
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -118,22 +117,3 @@ def reconnect() -> None:
     """Forget the broker that was there: another one may have taken its place."""
     get_manager().reset_broker()
     get_manager().reset_runner()
-
-
-#: A family: runs some injections of each of its faults.
-Family = Callable[[Harness, Sequence[str], int], None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    fault: str
-    injected: int
-    said: Counter[str]
-    cured_by: Counter[str]
-    lost: int
-    duplicated: int
-    hung: int
-    unnamed: int
-    seconds: float

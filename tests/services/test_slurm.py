@@ -8,7 +8,7 @@ from aiida import orm
 from aiida.engine import submit
 from ase.build import bulk
 from emt_frames import emt_frames
-from service_jobs import by_daemon, finished, jobs, slurm_says, story, verdi, wait_until
+from service_jobs import by_daemon, finished, jobs, silicon, slurm_says, story, verdi, wait_until
 
 from aiida_mlip.calculations.pw_bundle import PwBundleCalculation
 from aiida_mlip.data.bundle_files import frame_output
@@ -34,17 +34,6 @@ GPU = CPU | {"queue_name": "gpu", "custom_scheduler_commands": "#SBATCH --gres=g
 SERIAL = {"num_machines": 1, "num_mpiprocs_per_machine": 1}
 TWO = {"num_machines": 1, "num_mpiprocs_per_machine": 2}
 FOUR = {"num_machines": 1, "num_mpiprocs_per_machine": 4}
-
-
-def silicon(n: int, *, seed: int) -> DatasetData:
-    """Rattled two-atom cells; another seed, other frames."""
-    rng = np.random.default_rng(seed)
-    images = []
-    for _ in range(n):
-        atoms = bulk("Si", a=5.4)
-        atoms.positions += rng.normal(scale=0.03, size=(2, 3))
-        images.append(atoms)
-    return DatasetData.from_frames(from_ase(images))
 
 
 def label(pw, dataset, *, bundle_size=1, bundle=None, **qe):

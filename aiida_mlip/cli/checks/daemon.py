@@ -1,8 +1,8 @@
-"""The daemon: is it running, do its workers listen to the broker, is there a slot free, is any process stranded.
+"""The daemon: is it running, and do its workers listen to the broker.
 
 A broker that was restarted alone is up, the daemon is up, and nothing ever runs: its workers do not subscribe again.
-What tells is the number of task subscribers that the broker counts. A worker whose database session broke is up too,
-and no longer answers for the processes that it has.
+What tells is the number of task subscribers that the broker counts. Where PostgreSQL began again, workers are up, too,
+and nothing that they run goes on.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiida_mlip.cli.checks import Finding
-from aiida_mlip.data.task_queue import read_tasks, silent_processes, tasks_folder
+from aiida_mlip.cli.checks.processes import CURE, check_processes
+from aiida_mlip.cli.checks.storage import server_age_s
+from aiida_mlip.data.task_queue import read_tasks, tasks_folder
 
 if TYPE_CHECKING:
     from aiida.brokers import Broker
@@ -25,13 +27,6 @@ if TYPE_CHECKING:
 SETTLING_S = 15.0
 #: Longest wait (s) for a broker that has just come back to say what listens to it.
 STATUS_S = 10.0
-#: A process younger than this (s) may be on its way into the queue.
-FRESH_S = 20.0
-#: How many processes are asked whether they live.
-MAX_ASKED = 50
-#: What mends all that is found here, and subjects that it mends while the daemon runs on.
-CURE = "aiida-mlip recover"
-SLOTS, PAUSED = "worker slots", "paused processes"
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,7 @@ class DaemonState:
     :ivar error: why it does not, if it left a trace of having run.
     :ivar workers: pids of workers that are alive.
     :ivar uptime_s: age of the youngest worker (s).
+    :ivar oldest_s: age of the oldest worker (s).
     :ivar broker: ``up``, ``down``, ``none``, or ``other`` for one that is not embedded.
     :ivar status: status of the embedded broker, as its file says.
     :ivar tasks: pks of the processes in its queue, those in work included.
@@ -53,6 +49,7 @@ class DaemonState:
     error: str | None
     workers: tuple[int, ...]
     uptime_s: float
+    oldest_s: float
     broker: str
     status: dict[str, Any]
     tasks: tuple[int, ...]
@@ -75,7 +72,7 @@ def read_daemon_state() -> DaemonState:
     slots = int(get_config_option("daemon.worker_process_slots"))
     broker = manager.get_broker()
     if broker is None:
-        return DaemonState(False, None, (), 0.0, "none", {}, (), (), slots)
+        return DaemonState(False, None, (), 0.0, 0.0, "none", {}, (), (), slots)
     kind, status, tasks, in_work = _read_broker(broker)
     running, error, ages = False, None, {}
     try:
@@ -85,8 +82,8 @@ def read_daemon_state() -> DaemonState:
         pass
     except DaemonException as exception:
         error = str(exception)
-    youngest = min(ages.values(), default=0.0)
-    return DaemonState(running, error, tuple(ages), youngest, kind, status, tasks, in_work, slots)
+    youngest, oldest = min(ages.values(), default=0.0), max(ages.values(), default=0.0)
+    return DaemonState(running, error, tuple(ages), youngest, oldest, kind, status, tasks, in_work, slots)
 
 
 def _is_alive(pid: int) -> bool:
@@ -136,9 +133,8 @@ def check_daemon() -> Iterator[Finding]:
     else:
         yield Finding("daemon", "ok", f"running, {len(state.workers)} worker(s)")
         yield _listening(state)
-        yield from _free_slots(state)
-    yield from _stranded(state)
-    yield from _paused()
+        yield from _sessions(state)
+    yield from check_processes(state)
 
 
 def _not_running(state: DaemonState) -> Finding:
@@ -148,6 +144,18 @@ def _not_running(state: DaemonState) -> Finding:
     if waiting:
         return Finding("daemon", "fix", f"stopped, and {waiting} process(es) wait for it", CURE)
     return Finding("daemon", "note", "stopped: `verdi run` works, submitting needs it", "verdi daemon start")
+
+
+def _sessions(state: DaemonState) -> Iterator[Finding]:
+    """Whether PostgreSQL began again while workers ran: AiiDA's sessions do not come back from that."""
+    age = server_age_s()
+    if age is None:
+        return
+    if age < state.oldest_s:
+        message = f"PostgreSQL began again {age:.0f} s ago, after workers were started: what they run hangs, or fails"
+        yield Finding("database", "fix", message, CURE)
+    else:
+        yield Finding("database", "ok", "PostgreSQL, which began before the workers")
 
 
 def _listening(state: DaemonState) -> Finding:
@@ -164,83 +172,3 @@ def _listening(state: DaemonState) -> Finding:
     if state.uptime_s < SETTLING_S:
         return Finding("broker", "note", f"{message}: the daemon started {state.uptime_s:.0f} s ago", "repeat in 15 s")
     return Finding("broker", "fix", f"{message}: submitted jobs stay Created for ever", CURE)
-
-
-def _free_slots(state: DaemonState) -> Iterator[Finding]:
-    total = len(state.workers) * state.slots
-    taken = int(state.status.get("in_flight_tasks", len(state.tasks)))
-    waiting = max(len(state.tasks) - taken, 0)
-    message = f"{taken} of {total} taken"
-    if taken >= total:
-        message += f", {waiting} process(es) wait; parents that wait for their children keep theirs: a deadlock"
-        yield Finding(SLOTS, "fix", message, CURE)
-    elif taken >= 0.8 * total:
-        yield Finding(SLOTS, "note", message, "verdi daemon incr 1")
-    else:
-        yield Finding(SLOTS, "ok", message)
-
-
-def _stranded(state: DaemonState) -> Iterator[Finding]:
-    """Processes that have not ended and that nobody runs: not in the queue and in no terminal, or lost by a worker."""
-    if state.broker == "other":
-        return
-    active = set(active_processes(older_than_s=FRESH_S))
-    unexplained = sorted(active - set(state.tasks))
-    if state.broker == "down":
-        if unexplained:
-            message = (
-                f"{len(unexplained)} not finished and not queued (pk {_shown(unexplained)}): a terminal runs them, "
-            )
-            yield Finding("processes", "note", message + "or nobody does", f"if nobody does: {CURE}")
-        return
-    settled = state.running and state.uptime_s > FRESH_S
-    taken = sorted(active & set(state.in_work)) if settled else []
-    silent = silent_processes([*unexplained[:MAX_ASKED], *taken[:MAX_ASKED]])
-    dead = [pk for pk in silent if pk in unexplained]
-    lost = [pk for pk in silent if pk in taken and is_active(pk)]
-    if dead:
-        yield Finding("processes", "fix", f"{len(dead)} stranded, nobody runs them (pk {_shown(dead)})", CURE)
-    if lost:
-        message = f"{len(lost)} were taken by a worker that no longer answers for them (pk {_shown(lost)}): wedged"
-        yield Finding("processes", "fix", message, CURE)
-    if not (dead or lost):
-        in_terminal = f"{len(unexplained)} in a terminal" if unexplained else "none stranded"
-        yield Finding("processes", "ok", f"{len(state.tasks)} with the daemon, {in_terminal}")
-
-
-def _paused() -> Iterator[Finding]:
-    """Processes that AiiDA has paused: five times in a row a job could not be uploaded, submitted or fetched."""
-    from aiida import orm
-
-    filters = {**_ACTIVE, "attributes.paused": True}
-    found = orm.QueryBuilder().append(
-        orm.ProcessNode, filters=filters, project=["id", "attributes.process_status"]
-    )  # the status says which of these failed
-    if rows := found.all():
-        status = f", e.g. {str(rows[0][1])[:80]!r}" if rows[0][1] else ""
-        message = f"{len(rows)} (pk {_shown([pk for pk, _ in rows])}){status}"
-        yield Finding(PAUSED, "fix", message, CURE)
-
-
-def _shown(pks: Sequence[int]) -> str:
-    return ", ".join(str(pk) for pk in pks[:8]) + (" ..." if len(pks) > 8 else "")
-
-
-_ACTIVE = {"attributes.process_state": {"in": ["created", "waiting", "running"]}}
-
-
-def active_processes(*, older_than_s: float) -> Sequence[int]:
-    """Pks of processes that have not ended and exist for longer than ``older_than_s`` seconds."""
-    from datetime import UTC, datetime, timedelta
-
-    from aiida import orm
-
-    filters = {**_ACTIVE, "ctime": {"<": datetime.now(tz=UTC) - timedelta(seconds=older_than_s)}}
-    return list(orm.QueryBuilder().append(orm.ProcessNode, filters=filters, project="id").all(flat=True))
-
-
-def is_active(pk: int) -> bool:
-    """Whether a process has not ended, by now."""
-    from aiida import orm
-
-    return bool(orm.QueryBuilder().append(orm.ProcessNode, filters={**_ACTIVE, "id": pk}).count())

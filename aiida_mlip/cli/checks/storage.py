@@ -62,6 +62,23 @@ def check_journal() -> Iterator[Finding]:
     )
 
 
+def server_age_s() -> float | None:
+    """Seconds since the PostgreSQL of the loaded profile began, or began again; None where there is none.
+
+    After one of its processes has crashed the server ends all sessions and begins again without being started: the
+    statistics of its writer say when.
+    """
+    from aiida.manage import get_manager
+    from sqlalchemy import text
+
+    storage = get_manager().get_profile_storage()
+    session = storage.get_session() if hasattr(storage, "get_session") else None
+    if session is None or session.get_bind().dialect.name != "postgresql":
+        return None
+    began = "greatest(pg_postmaster_start_time(), (SELECT max(stats_reset) FROM pg_stat_bgwriter))"
+    return float(session.execute(text(f"SELECT extract(epoch FROM now() - {began})")).scalar_one())  # noqa: S608 - ours
+
+
 def check_pseudos() -> Iterator[Finding]:
     """Whether there are pseudopotentials to label with."""
     from aiida import orm
