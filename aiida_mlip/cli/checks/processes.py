@@ -1,8 +1,8 @@
 """The processes of the daemon: is a slot free for them, does somebody run them, are they paused.
 
-A worker whose database session broke, because the server began again or SQLite was locked, is up, and answers for
-none of the processes that it had. The embedded broker's queue can be read; of another one (RabbitMQ) nothing is seen
-from here, and every process is asked instead.
+A worker whose database session broke, because the server began again or SQLite was locked, is up. Of the processes
+that it had some no longer answer, others say that they are in a step, and do nothing. The embedded broker's queue can
+be read; of another one (RabbitMQ) nothing is seen from here, and every process is asked instead.
 """
 
 from __future__ import annotations
@@ -58,12 +58,13 @@ def _by_asking(state: DaemonState) -> Iterator[Finding]:
     """
     if not (state.running and state.workers):
         return
-    asked = active_processes(older_than_s=FRESH_S)[:MAX_ASKED_OF_ALL]
+    active = active_processes(older_than_s=FRESH_S)
+    asked = active[:MAX_ASKED_OF_ALL]
     said = ask_processes(asked)
     silent, taken = [pk for pk in asked if pk not in said], len(said)
     yield _free_slots(state, taken, waiting=len(silent))
-    if state.uptime_s < FRESH_S or taken >= len(state.workers) * state.slots:
-        return
+    if state.uptime_s < FRESH_S or len(active) - len(silent) >= len(state.workers) * state.slots:
+        return  # the workers may not have come to the others yet; who was not asked may have a slot
     new = set(active_processes(older_than_s=FRESH_S, unbegun=True))
     new -= set(active_processes(older_than_s=UNBEGUN_S, unbegun=True))
     lost = [pk for pk in silent if pk not in new and is_active(pk)]
