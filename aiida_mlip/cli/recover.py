@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from aiida_mlip.cli.checks import Finding, perform
-from aiida_mlip.cli.checks.daemon import DaemonState, check_daemon, read_daemon_state
+from aiida_mlip.cli.checks.daemon import REPEAT, SETTLING_S, DaemonState, check_daemon, read_daemon_state
 from aiida_mlip.cli.checks.processes import PAUSED, SLOTS, active_processes
 from aiida_mlip.cli.checks.storage import check_journal
 from aiida_mlip.errors import InvalidInputError
@@ -43,7 +43,7 @@ def recover(processes: tuple[int, ...], yes: bool, always: bool) -> None:
     from aiida.manage.configuration import load_profile
 
     load_profile()
-    wrong = [each for each in perform({"database": check_journal, "daemon": check_daemon}) if each.state == "fix"]
+    wrong = _wrong()
     for finding in wrong:
         click.echo(f"found      {finding.subject}: {finding.message}")
     if not wrong and not always:
@@ -53,6 +53,16 @@ def recover(processes: tuple[int, ...], yes: bool, always: bool) -> None:
             click.echo(f"done       {line}")
     for pk in processes:
         click.echo(begin_again(pk))
+
+
+def _wrong() -> list[Finding]:
+    """What is to be mended; of a daemon that has just started, once it can be told."""
+    end = time.monotonic() + 2 * SETTLING_S
+    while True:
+        found = list(perform({"database": check_journal, "daemon": check_daemon}))
+        if time.monotonic() > end or not any(each.cure == REPEAT for each in found):
+            return [each for each in found if each.state == "fix"]
+        time.sleep(1)
 
 
 def mend(wrong: Sequence[Finding], *, always: bool = False) -> Iterator[str]:

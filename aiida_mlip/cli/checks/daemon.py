@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: The broker writes its status every 5 s, and a fresh worker needs as long to subscribe.
 SETTLING_S = 15.0
+#: What to do meanwhile.
+REPEAT = f"repeat in {SETTLING_S:.0f} s"
 #: Longest wait (s) for a broker that has just come back to say what listens to it.
 STATUS_S = 10.0
 
@@ -170,5 +172,5 @@ def _listening(state: DaemonState) -> Finding:
         return Finding("broker", "ok", f"embedded, {len(state.workers)} worker(s) listen to it")
     message = f"{subscribers} of {len(state.workers)} worker(s) listen to it"
     if state.uptime_s < SETTLING_S:
-        return Finding("broker", "note", f"{message}: the daemon started {state.uptime_s:.0f} s ago", "repeat in 15 s")
+        return Finding("broker", "note", f"{message}: the daemon started {state.uptime_s:.0f} s ago", REPEAT)
     return Finding("broker", "fix", f"{message}: submitted jobs stay Created for ever", CURE)
