@@ -226,7 +226,8 @@ def qe(folder: Path, seeds: Sequence[int], steps: int) -> None:
     data = Labels(concatenate(parts["cheap"]), concatenate(parts["dear"]))
     crystals = silicon_pair.load(folder, "crystals")
     a0, b0 = equation_of_state(crystals, crystals.energy)
-    changes = {"optimizer": {"learning_rate": 0.02}, "model": {"cutoff_ang": 5.0}}
+    wide = {"cutoff_ang": 5.0, "num_features": 32, "radial_mlp_width": 32}
+    changes = {"optimizer": {"learning_rate": 0.02}, "model": wide}
 
     def job(method: str, seed: int) -> Any:
         from fidelity_trainings import Job
