@@ -42,7 +42,7 @@ def main() -> int:
     chosen = arguments.only.split(",")
     if unknown := set(chosen) - set(SERVICES):
         parser.error(f"unknown services {sorted(unknown)}; there are {', '.join(SERVICES)}")
-    for each in (signal.SIGTERM, signal.SIGHUP):
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where the shell has it ignore the first
         signal.signal(each, signal.default_int_handler)
     # short: the path of a socket has at most 107 characters
     folder = Path(tempfile.mkdtemp(prefix="mlip-services-", dir="/tmp"))

@@ -9,15 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from aiida import orm
 from aiida.cmdline.utils.common import get_workchain_report
 from aiida.engine import submit
-from ase.build import bulk
+from faults.campaign import silicon as cells
 
 from aiida_mlip.data.dataset import DatasetData
-from aiida_mlip.kernel.frames import from_ase
 
 #: Seconds that a job may take before a test gives up: no statement about speed.
 PATIENCE_S = 900
@@ -26,13 +24,7 @@ BIN = Path(sys.executable).parent
 
 def silicon(n: int, *, seed: int) -> DatasetData:
     """Rattled two-atom cells; another seed, other frames."""
-    rng = np.random.default_rng(seed)
-    images = []
-    for _ in range(n):
-        atoms = bulk("Si", a=5.4)
-        atoms.positions += rng.normal(scale=0.03, size=(2, 3))
-        images.append(atoms)
-    return DatasetData.from_frames(from_ase(images))
+    return DatasetData.from_frames(cells([seed], n))
 
 
 def verdi(*arguments: str, profile: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 from aiida import orm
 from aiida.engine import submit
 from aiida.manage import get_manager
-from faults.campaign import times_labelled
+from faults.campaign import TINY, times_labelled
 from service_jobs import BIN, psql, silicon, story, wait_until
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,15 +22,7 @@ from aiida_mlip.data.dataset import DatasetData
 from aiida_mlip.workchains.label import LabelWorkChain
 
 pytestmark = [pytest.mark.qe, pytest.mark.daemon, pytest.mark.timeout(1800)]
-LEVEL = {
-    "engine": "qe",
-    "protocol": "fast",
-    "pseudo_family": "debian-lda",
-    "ecutwfc_ry": 8,
-    "occupations": "fixed",
-    "kpoints_distance_inv_ang": 1.2,
-    "bundle_size": 1,
-}
+LEVEL = TINY | {"pseudo_family": "debian-lda", "bundle_size": 1}
 
 
 def database_begins_again(profile: Any) -> None:
