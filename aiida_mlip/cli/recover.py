@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -109,11 +111,18 @@ def _restart() -> Iterator[str]:
     if database is not None and journal_mode(database) != "wal":
         set_journal_mode(database)
         yield "SQLite: journal mode set to WAL"
-    yield from _repair(profile.name)
+    lost: set[int] = set()
+    if state.broker == "other":
+        lost = _without_task()
+    else:
+        yield from _repair(profile.name)
     n_workers = max(len(state.workers), _workers_needed(state))
     client.start_daemon(number_workers=n_workers)
     yield f"daemon started with {n_workers} worker(s)"
     yield "they listen to the broker" if _await_workers() else "they do not listen to the broker yet"
+    if state.broker == "other":
+        _continue(lost)
+        yield f"{len(lost)} process(es) that nobody ran put back into the queue"
 
 
 def _workers_needed(state: DaemonState) -> int:
@@ -130,6 +139,30 @@ def _repair(profile: str) -> Iterator[str]:
         raise InvalidInputError(f"`verdi process repair` failed: {(done.stdout + done.stderr).strip()[-500:]}")
     revived = done.stdout.count("Revived process") + done.stderr.count("Revived process")
     yield f"{revived} process(es) that nobody ran put back into the queue"
+
+
+def _without_task() -> set[int]:
+    """Pks of processes that have not ended and have no task with RabbitMQ. The daemon does not run."""
+    from aiida.engine.processes.control import get_active_processes, get_process_tasks
+    from aiida.manage import get_manager
+
+    return set(get_active_processes(project="id")) - set(get_process_tasks(get_manager().get_broker()))
+
+
+def _continue(pks: Collection[int]) -> None:
+    """Give processes to the workers, and wait until these have them.
+
+    AiiDA's own repair leaves before, and asks for the result of the process: with RabbitMQ some were never taken up.
+    """
+    from aiida.manage import get_manager
+
+    controller = get_manager().get_process_controller()
+    taken = [controller.continue_process(pk, nowait=True, no_reply=False) for pk in sorted(pks)]
+    end = time.monotonic() + REACHED_S
+    for answer in taken:
+        with suppress(Exception):  # a function is not continued: it ends here; one without a slot waits in the queue
+            while isinstance(answer, Future):
+                answer = answer.result(timeout=max(end - time.monotonic(), 0.01))
 
 
 def end_leftovers(profile: Profile) -> int:
