@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
@@ -111,16 +110,14 @@ def _restart() -> Iterator[str]:
     if database is not None and journal_mode(database) != "wal":
         set_journal_mode(database)
         yield "SQLite: journal mode set to WAL"
-    lost: set[int] = set()
-    if state.broker == "other":
-        lost = _without_task()
-    else:
+    lost = _without_task() if state.broker == "other" else None
+    if lost is None:
         yield from _repair(profile.name)
     n_workers = max(len(state.workers), _workers_needed(state))
     client.start_daemon(number_workers=n_workers)
     yield f"daemon started with {n_workers} worker(s)"
     yield "they listen to the broker" if _await_workers() else "they do not listen to the broker yet"
-    if state.broker == "other":
+    if lost is not None:
         _continue(lost)
         yield f"{len(lost)} process(es) that nobody ran put back into the queue"
 
@@ -156,13 +153,14 @@ def _continue(pks: Collection[int]) -> None:
     """
     from aiida.manage import get_manager
 
+    from aiida_mlip.data.task_queue import last_answer
+
     controller = get_manager().get_process_controller()
     taken = [controller.continue_process(pk, nowait=True, no_reply=False) for pk in sorted(pks)]
     end = time.monotonic() + REACHED_S
     for answer in taken:
         with suppress(Exception):  # a function is not continued: it ends here; one without a slot waits in the queue
-            while isinstance(answer, Future):
-                answer = answer.result(timeout=max(end - time.monotonic(), 0.01))
+            last_answer(answer, until=end)
 
 
 def end_leftovers(profile: Profile) -> int:

@@ -12,6 +12,7 @@ from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 
 def queued_processes() -> set[int] | None:
@@ -75,8 +76,7 @@ def ask_processes(pks: Collection[int], *, timeout_s: float = 2.0) -> dict[int, 
     end = time.monotonic() + timeout_s
     for pk, answer in asked.items():
         try:
-            while isinstance(answer, Future):  # RabbitMQ's: that it was delivered, then what was said
-                answer = answer.result(timeout=max(end - time.monotonic(), 0.01))
+            answer = last_answer(answer, until=end)
         except FutureTimeoutError:
             said[pk] = ""
         except Exception:  # noqa: BLE001, S112 - as above
@@ -84,3 +84,14 @@ def ask_processes(pks: Collection[int], *, timeout_s: float = 2.0) -> dict[int, 
         else:
             said[pk] = str(answer["state"]).rpartition(".")[2].lower() if isinstance(answer, dict) else ""
     return said
+
+
+def last_answer(answer: Any, *, until: float) -> Any:
+    """What a process or a worker said; RabbitMQ's first answer, that it was delivered, holds the next one.
+
+    :param until: on the monotonic clock.
+    :raises concurrent.futures.TimeoutError: it has not come by then.
+    """
+    while isinstance(answer, Future):
+        answer = answer.result(timeout=max(until - time.monotonic(), 0.01))
+    return answer

@@ -68,12 +68,11 @@ def _by_asking(state: DaemonState) -> Iterator[Finding]:
     new = set(active_processes(older_than_s=FRESH_S, unbegun=True))
     new -= set(active_processes(older_than_s=UNBEGUN_S, unbegun=True))
     lost = [pk for pk in silent if pk not in new and is_active(pk)]
-    hung = _hung(said)
+    hung = list(_hung(said))
     if lost:
         message = f"{len(lost)} that nobody runs, although workers have free slots (pk {_shown(lost)}): stranded"
         yield Finding("processes", "fix", message, CURE)
-    if hung:
-        yield _of_hung(hung)
+    yield from hung
     if not (lost or hung):
         yield Finding("processes", "ok", f"{taken} with the daemon or in a terminal, none stranded")
 
@@ -101,14 +100,14 @@ def _by_queue(state: DaemonState) -> Iterator[Finding]:
     if lost:
         message = f"{len(lost)} were taken by a worker that no longer answers for them (pk {_shown(lost)}): wedged"
         yield Finding("processes", "fix", message, CURE)
-    if hung := _hung({pk: said[pk] for pk in taken if pk in said}):
-        yield _of_hung(hung)
+    hung = list(_hung({pk: said[pk] for pk in taken if pk in said}))
+    yield from hung
     if not (dead or lost or hung):
         in_terminal = f"{len(unexplained)} in a terminal" if unexplained else "none stranded"
         yield Finding("processes", "ok", f"{len(state.tasks)} with the daemon, {in_terminal}")
 
 
-def _hung(said: Mapping[int, str]) -> list[int]:
+def _hung(said: Mapping[int, str]) -> Iterator[Finding]:
     """Processes that say at once, and once more a moment later, that they are in a step, yet did nothing for long.
 
     A step does not let a worker answer while it computes. One that was left by an error of the database does.
@@ -117,16 +116,13 @@ def _hung(said: Mapping[int, str]) -> list[int]:
     quiet = set(active_processes(older_than_s=FRESH_S, quiet_s=QUIET_S)) if in_step else set()
     suspects = [pk for pk in in_step if pk in quiet]
     if not suspects:
-        return []
+        return
     time.sleep(AGAIN_S)
     again = ask_processes(suspects)
     quiet = set(active_processes(older_than_s=FRESH_S, quiet_s=QUIET_S))
-    return [pk for pk in suspects if again.get(pk) == "running" and pk in quiet]
-
-
-def _of_hung(pks: Sequence[int]) -> Finding:
-    message = f"{len(pks)} stopped in the middle of a step (pk {_shown(pks)}): their worker lost the database"
-    return Finding("processes", "fix", message, CURE)
+    if pks := [pk for pk in suspects if again.get(pk) == "running" and pk in quiet]:
+        message = f"{len(pks)} stopped in the middle of a step (pk {_shown(pks)}): their worker lost the database"
+        yield Finding("processes", "fix", message, CURE)
 
 
 def _paused() -> Iterator[Finding]:

@@ -71,10 +71,11 @@ def server_age_s() -> float | None:
     from aiida.manage import get_manager
     from sqlalchemy import text
 
-    storage = get_manager().get_profile_storage()
-    session = storage.get_session() if hasattr(storage, "get_session") else None
-    if session is None or session.get_bind().dialect.name != "postgresql":
+    manager = get_manager()
+    profile = manager.get_profile()
+    if profile is None or profile.storage_backend != "core.psql_dos":
         return None
+    session = manager.get_profile_storage().get_session()
     began = "greatest(pg_postmaster_start_time(), (SELECT max(stats_reset) FROM pg_stat_bgwriter))"
     return float(session.execute(text(f"SELECT extract(epoch FROM now() - {began})")).scalar_one())  # noqa: S608 - ours
 
